@@ -1,0 +1,225 @@
+//! The host file, `/etc/enmesh/enmesh.toml`, and its drop-ins.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use ipnet::Ipv4Net;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::value::{PortRange, ServiceName, Span, UserSpec};
+
+/// The host's settings. Most hosts need no file at all.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct HostConfig {
+    /// Who drives Envoy.
+    pub control_plane: ControlPlane,
+    /// How services get into Consul.
+    pub registration: RegistrationMode,
+    /// What programs the redirection.
+    pub driver: Driver,
+    /// What kind of host this is.
+    pub profile: Profile,
+    /// Where virtual IPs come from when Consul gives none.
+    #[schemars(with = "String")]
+    pub virtual_ips: Ipv4Net,
+    /// How to reach Consul.
+    pub consul: ConsulConfig,
+    /// The sidecars.
+    pub envoy: EnvoyConfig,
+    /// Where sidecar ports come from.
+    pub ports: PortsConfig,
+    /// The control plane `static`.
+    #[serde(rename = "static")]
+    pub static_mesh: StaticConfig,
+    /// The resolver for `*.virtual.consul`.
+    pub dns: DnsConfig,
+}
+
+impl Default for HostConfig {
+    #[expect(clippy::expect_used, reason = "the literal is a network")]
+    fn default() -> Self {
+        HostConfig {
+            control_plane: ControlPlane::default(),
+            registration: RegistrationMode::default(),
+            driver: Driver::default(),
+            profile: Profile::default(),
+            virtual_ips: "240.0.0.0/4".parse().expect("a network"),
+            consul: ConsulConfig::default(),
+            envoy: EnvoyConfig::default(),
+            ports: PortsConfig::default(),
+            static_mesh: StaticConfig::default(),
+            dns: DnsConfig::default(),
+        }
+    }
+}
+
+/// Who drives Envoy.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ControlPlane {
+    /// A peers file means `static`; otherwise Consul is asked.
+    #[default]
+    Auto,
+    /// Consul's own xDS.
+    Consul,
+    /// Files made from Consul's HTTP API.
+    Catalog,
+    /// Files made from the peers file and a local CA.
+    Static,
+}
+
+/// How services get into Consul.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RegistrationMode {
+    /// The local agent's HTTP API.
+    #[default]
+    Agent,
+    /// The catalog, agentless.
+    Catalog,
+    /// `/etc/consul.d/service-registration.json` and a reload of the agent.
+    File,
+    /// Not at all.
+    None,
+}
+
+/// What programs the redirection.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Driver {
+    /// nftables where the host has it, else iptables.
+    #[default]
+    Auto,
+    /// nftables.
+    Nftables,
+    /// iptables.
+    Iptables,
+}
+
+/// What kind of host this is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Profile {
+    /// Found by looking: a running systemd means `host`.
+    #[default]
+    Auto,
+    /// A machine with systemd.
+    Host,
+    /// A container or namespace without systemd.
+    Container,
+    /// Azure Container Instances.
+    Aci,
+}
+
+/// How to reach Consul. The `CONSUL_*` environment variables fill what is not set.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ConsulConfig {
+    /// `http://`, `https://` or `unix://`; `http://127.0.0.1:8500` unless set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// File with the ACL token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<PathBuf>,
+    /// PEM file with the CA of the API.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
+    /// PEM file with the client certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cert_file: Option<PathBuf>,
+    /// PEM file with its key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
+    /// Datacenter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub datacenter: Option<ServiceName>,
+    /// Admin partition.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub partition: Option<ServiceName>,
+    /// The user the agent runs as; its traffic is never captured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<UserSpec>,
+}
+
+/// The sidecars.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct EnvoyConfig {
+    /// Envoy's program: a name, looked up in fixed system folders, or an absolute path.
+    pub path: PathBuf,
+    /// The user that sidecars run as; no application may.
+    pub user: UserSpec,
+    /// Time that connections get to end when a sidecar stops.
+    pub drain: Span,
+}
+
+impl Default for EnvoyConfig {
+    fn default() -> Self {
+        EnvoyConfig {
+            path: PathBuf::from("envoy"),
+            user: UserSpec::Name("envoy".to_owned()),
+            drain: Span::seconds(15),
+        }
+    }
+}
+
+/// Where sidecar ports come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct PortsConfig {
+    /// Outbound listeners, on loopback.
+    pub outbound: PortRange,
+    /// Public listeners, that other sidecars dial. Consul's own range by default.
+    pub inbound: PortRange,
+}
+
+impl Default for PortsConfig {
+    #[expect(clippy::expect_used, reason = "the literals are ranges")]
+    fn default() -> Self {
+        PortsConfig {
+            outbound: "15001-15099".parse().expect("a range"),
+            inbound: "21000-21255".parse().expect("a range"),
+        }
+    }
+}
+
+/// The control plane `static`: a peers file and a local CA.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct StaticConfig {
+    /// Who is out there.
+    pub peers: PathBuf,
+    /// Folder of the local CA: `root.pem` and, where leaves are signed on this host, `root.key`.
+    /// Without the key, each service's leaf is read from `<service>.pem` and `<service>.key`.
+    pub ca: PathBuf,
+    /// How long a leaf certificate that this host signs is valid.
+    pub leaf_ttl: Span,
+}
+
+impl Default for StaticConfig {
+    fn default() -> Self {
+        StaticConfig {
+            peers: PathBuf::from("/etc/enmesh/peers.toml"),
+            ca: PathBuf::from("/var/lib/enmesh/ca"),
+            leaf_ttl: Span::seconds(72 * 3600),
+        }
+    }
+}
+
+/// The resolver for `*.virtual.consul`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct DnsConfig {
+    /// Where it listens, UDP and TCP; an address of 127.0.0.0/8.
+    #[schemars(with = "String")]
+    pub listen: SocketAddr,
+}
+
+impl Default for DnsConfig {
+    fn default() -> Self {
+        // 8653 beside Consul's 8600, so that both can run on one host.
+        DnsConfig { listen: SocketAddr::from(([127, 0, 0, 1], 8653)) }
+    }
+}

@@ -1,0 +1,1 @@
+//! Plan -> the host, idempotent and killable at any line.

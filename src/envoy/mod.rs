@@ -1,0 +1,1 @@
+//! Envoy: bootstrap, file-xDS resources, admin client.

@@ -1,0 +1,3 @@
+//! The `enmesh` binary; everything is in the library.
+
+fn main() {}

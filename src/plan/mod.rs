@@ -1,0 +1,81 @@
+//! Config + host facts -> [`Plan`]: what should be true on this host, as data.
+//!
+//! Nothing in this room reads a file, a clock or a random number, and everything is kept in sorted
+//! maps, so the same inputs give the same bytes. What a user asks ("what would you do?", "what
+//! happens to this packet?") and what converges the host both read the same `Plan`.
+
+mod allocate;
+pub mod facts;
+pub mod mesh;
+mod policy;
+mod service;
+
+pub use allocate::Allocations;
+pub use facts::HostFacts;
+pub use mesh::{Caller, Credentials, Instance, MeshService, MeshView, SpiffeId};
+pub use policy::{Bypasses, DnsCapture, InboundCapture, InboundPorts, OutboundCapture, RedirectPolicy, Who};
+pub use service::{ExplicitUpstream, ServicePlan, SidecarPlan};
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use crate::base::Fault;
+use crate::config::value::ServiceId;
+
+/// Everything that should be true on this host.
+#[derive(Debug, Clone, Serialize)]
+pub struct Plan {
+    /// Which plan this is.
+    pub generation: Generation,
+    /// Ports and virtual IPs given out so far, to be remembered.
+    pub allocations: Allocations,
+    /// The enabled services that can be carried out, by id.
+    pub services: BTreeMap<ServiceId, ServicePlan>,
+    /// The redirection.
+    pub redirect: RedirectPolicy,
+    /// Networks that get a route to loopback, so that virtual IPs need no default route and never
+    /// reach the wire; `None` when nothing is captured.
+    pub virtual_net: Option<Ipv4Net>,
+    /// Names of the mesh.
+    pub dns: DnsPlan,
+    /// The mesh, with a virtual IP for every service in it.
+    pub mesh: MeshView,
+    /// Services that are left out, and why; each names its service. Their last good generation
+    /// stays in force.
+    pub errors: Vec<Fault>,
+    /// What a person should know.
+    pub warnings: Vec<Fault>,
+}
+
+/// Number and hash of one plan.
+///
+/// The number grows by one when the hash changes; the hash covers everything that converges, not
+/// the number itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Generation {
+    /// From 1.
+    pub number: u64,
+    /// The first 12 hexadecimal digits of a SHA-256.
+    pub hash: String,
+}
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.number, self.hash)
+    }
+}
+
+/// Names that our resolver answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DnsPlan {
+    /// Where it listens; `None` when no service wants names.
+    pub listen: Option<SocketAddr>,
+    /// Whether systemd-resolved shall ask it for the domain `consul`.
+    pub resolved: bool,
+    /// Lower-case names without the final dot, such as `api.virtual.consul`.
+    pub records: BTreeMap<String, Vec<IpAddr>>,
+}

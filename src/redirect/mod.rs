@@ -1,0 +1,57 @@
+//! Redirection policy -> rules in the kernel, and back: drivers, observation, verification.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+
+use crate::base::Fault;
+use crate::config::value::ServiceId;
+use crate::plan::{Generation, RedirectPolicy};
+
+/// What the rules shall be: the policy, and which sidecars are live right now.
+///
+/// Connections are redirected to live sidecars only; for the others `on_failure` decides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Desired {
+    /// The policy.
+    pub policy: RedirectPolicy,
+    /// Services whose sidecar takes connections.
+    pub live: BTreeSet<ServiceId>,
+}
+
+/// How the kernel's rules compare with what they shall be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Observed {
+    /// The generation that the rules carry; `None` when there are none of ours.
+    pub generation: Option<Generation>,
+    /// How they differ from what was asked about, each line for a person: `+` missing, `-` too
+    /// many, `~` different. Empty when they are as they shall be.
+    pub differences: Vec<String>,
+}
+
+/// A way to program redirection.
+///
+/// Calls are synchronous and bounded in time; they act on the network namespace of the calling
+/// thread.
+pub trait Firewall {
+    /// Which driver this is: `nftables`, `iptables`, or `recorded`.
+    fn name(&self) -> &'static str;
+
+    /// Compares the kernel's rules with `desired`.
+    ///
+    /// # Errors
+    /// The kernel or the tool that speaks to it does not answer.
+    fn observe(&self, desired: &Desired) -> Result<Observed, Fault>;
+
+    /// Makes the kernel's rules be `desired`, in one step, and reads them back.
+    ///
+    /// # Errors
+    /// The rules could not be set (the old ones are in force then), or what was read back differs.
+    fn apply(&self, desired: &Desired) -> Result<(), Fault>;
+
+    /// Removes every rule of ours and nothing else; none there is fine.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    fn remove(&self) -> Result<(), Fault>;
+}

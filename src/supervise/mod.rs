@@ -1,0 +1,1 @@
+//! Sidecars as child processes, where there is no systemd.
