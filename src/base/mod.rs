@@ -6,6 +6,7 @@
 pub mod exec;
 pub mod fault;
 pub mod files;
+pub mod process;
 pub mod root;
 pub mod units;
 
