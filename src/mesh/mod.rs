@@ -1,1 +1,4 @@
-//! Who is out there, certificates and names.
+//! Who is out there, and as whom we speak.
+
+mod input;
+pub mod peers;
