@@ -10,12 +10,12 @@ use nix::fcntl::OFlag;
 /// A regular file that was read.
 pub(super) struct Input {
     /// Its contents.
-    pub bytes: Vec<u8>,
+    pub text: String,
     /// Its permission bits.
     pub mode: u32,
 }
 
-/// Reads a regular file of at most `limit` bytes; `None` where there is none.
+/// Reads a regular file of at most `limit` bytes of UTF-8; `None` where there is none.
 ///
 /// Opening a FIFO to read blocks until somebody writes to it, and a device may never end; the file
 /// is opened without blocking and looked at before it is read, so neither can hold up the daemon.
@@ -35,15 +35,9 @@ pub(super) fn read(path: &Path, limit: u64) -> io::Result<Option<Input>> {
     if bytes.len() as u64 > limit {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("larger than {limit} bytes")));
     }
-    Ok(Some(Input { bytes, mode: meta.permissions().mode() }))
-}
-
-/// As [`read`], as text.
-pub(super) fn read_text(path: &Path, limit: u64) -> io::Result<Option<String>> {
-    let Some(input) = read(path, limit)? else { return Ok(None) };
-    String::from_utf8(input.bytes)
-        .map(Some)
-        .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, format!("not UTF-8: {}", e.utf8_error())))
+    let text = String::from_utf8(bytes)
+        .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, format!("not UTF-8: {}", e.utf8_error())))?;
+    Ok(Some(Input { text, mode: meta.permissions().mode() & 0o7777 }))
 }
 
 #[cfg(test)]
@@ -59,7 +53,7 @@ mod tests {
         assert!(read(dir.path(), 10).is_err());
         let file = dir.path().join("file");
         std::fs::write(&file, b"12345").unwrap();
-        assert_eq!(read(&file, 5).unwrap().unwrap().bytes, b"12345");
+        assert_eq!(read(&file, 5).unwrap().unwrap().text, "12345");
         assert_eq!(read(&file, 4).err().unwrap().kind(), io::ErrorKind::FileTooLarge);
         assert!(read(&dir.path().join("none"), 4).unwrap().is_none());
     }

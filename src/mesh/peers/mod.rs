@@ -73,8 +73,8 @@ pub fn load(root: &Root, path: &Path) -> Result<Peers, Fault> {
         };
         PeersError { place: Place::whole(&path), problem }
     };
-    match input::read_text(&path, SIZE_LIMIT).map_err(unreadable)? {
-        Some(text) => Ok(parse(&path, &text)?),
+    match input::read(&path, SIZE_LIMIT).map_err(unreadable)? {
+        Some(input) => Ok(parse(&path, &input.text)?),
         None => Ok(Peers::default()),
     }
 }
