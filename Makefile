@@ -1,0 +1,126 @@
+# What a person does with this repository. Every target sets up what it needs, says what it
+# installs and why, and ends by itself.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
+
+HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+# How cargo spells the host in the names of its variables.
+HOST_VARIABLE := $(shell echo '$(HOST)' | tr 'a-z-' 'A-Z_')
+ENVOY := $(CURDIR)/target/tools/envoy
+# Levels that change kernel state run as root; building never does.
+SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
+AS_ROOT := $(if $(SUDO),sudo env ENMESH_ENVOY=$(ENVOY),env ENMESH_ENVOY=$(ENVOY))
+# Two tests at once is what two cores carry without stretching the time limits inside the tests.
+TEST_THREADS ?= 2
+TEST := cargo test --locked --no-fail-fast
+
+.PHONY: help
+help: ## this list
+	@echo 'make demo    two hosts and a mesh between them, on this machine'
+	@echo 'make test    everything a change must pass'
+	@echo
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS=$$'\t' read -r name text; do \
+	    printf '  %-12s %s\n' "$$name" "$$text"; done
+
+# --- tools -------------------------------------------------------------------------------------
+
+.PHONY: rust tools tools-build tools-netns tools-host can-be-root
+rust:
+	@scripts/need-rust
+
+tools-build: rust
+	@scripts/need 'cc:gcc:the cryptography library (ring) is partly C' \
+	    '/usr/include/stdio.h:libc6-dev:the cryptography library (ring) is partly C'
+
+tools-netns: tools-build
+	@scripts/need \
+	    'nft:nftables:rules are loaded with nft' \
+	    'iptables-restore:iptables:the second driver and the comparison in the benches use it' \
+	    'ip:iproute2:tests and demo look at their namespaces with ip' \
+	    '/etc/ssl/certs/ca-certificates.crt:ca-certificates:downloads are checked against it'
+	@scripts/fetch-envoy
+
+tools-host: tools-netns
+	@scripts/need \
+	    'mmdebstrap:mmdebstrap:host tests boot a small Debian tree, which it makes' \
+	    'systemd-nspawn:systemd-container:host tests boot that tree with it'
+
+tools: tools-host ## install what is missing for all targets, saying what and why
+	@scripts/need-rust fmt clippy
+	@echo 'tools: everything is here'
+
+can-be-root:
+	@if [ -n '$(SUDO)' ] && ! command -v sudo >/dev/null; then \
+	    echo 'error: this level changes kernel state in namespaces of its own and needs root; there is no sudo either' >&2; \
+	    exit 77; fi
+
+# --- build -------------------------------------------------------------------------------------
+
+.PHONY: build
+# RUSTFLAGS of the environment would replace the flag, hence env -u. With --target given, the flag
+# does not reach build scripts and procedural macros, which cannot be static.
+build: tools-build ## the static release binary, target/enmesh
+	@env -u RUSTFLAGS -u CARGO_ENCODED_RUSTFLAGS \
+	    CARGO_TARGET_$(HOST_VARIABLE)_RUSTFLAGS='-C target-feature=+crt-static' \
+	    cargo build --release --locked --target $(HOST)
+	@install -m 755 target/$(HOST)/release/enmesh target/enmesh
+	@if ldd target/enmesh 2>&1 | grep -q '=>'; then echo 'error: target/enmesh is not static' >&2; exit 1; fi
+	@echo "target/enmesh: static, $$(stat -c %s target/enmesh | awk '{ printf "%.1f MB", $$1 / 1e6 }')"
+
+# --- run ---------------------------------------------------------------------------------------
+
+.PHONY: demo bench
+demo: tools-netns can-be-root build ## two hosts and a mesh between them, shown and checked
+	@$(AS_ROOT) target/enmesh demo
+
+bench: tools-netns can-be-root build ## figures, side by side with how it is done today
+	@CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT) ENMESH_BINARY=$(CURDIR)/target/enmesh' cargo bench --locked --bench figures
+
+# --- tests -------------------------------------------------------------------------------------
+
+LEVELS := check test-unit test-netns test-host test-demo
+
+.PHONY: test lint deny $(LEVELS)
+test: ## all levels below, then a summary
+	@scripts/levels $(LEVELS)
+
+lint: tools-build
+	@scripts/need-rust fmt clippy
+	cargo fmt --check
+	cargo clippy --locked --all-targets --all-features -- -D warnings
+	@if PATH="$(CURDIR)/target/tools/bin:$$PATH" command -v cargo-deny >/dev/null; then \
+	    PATH="$(CURDIR)/target/tools/bin:$$PATH" cargo deny --locked check bans licenses sources; \
+	else echo 'cargo-deny is not here; make deny installs it and looks at licences and sources'; fi
+
+check: ## level: format, lints, and cargo-deny where it is installed
+	@scripts/level check 900 $(MAKE) lint
+
+test-unit: tools-build ## level: no root, no network, seconds (after the build)
+	@scripts/level unit 900 $(TEST)
+
+test-netns: tools-netns can-be-root ## level: the real kernel and the real Envoy, in namespaces; root
+	@tests=$$(scripts/tests-with netns-tests); \
+	CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT)' \
+	    scripts/level netns 900 $(TEST) --features netns-tests $$tests -- --test-threads=$(TEST_THREADS)
+
+test-host: tools-host can-be-root build ## level: real systemd in booted containers; root
+	@tests=$$(scripts/tests-with host-tests); \
+	CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT)' \
+	    scripts/level host 900 $(TEST) --features host-tests $$tests -- --test-threads=1
+
+test-demo: tools-netns can-be-root build ## level: the demo, every claim of it checked; root
+	@scripts/level demo 300 scripts/demo-holds $(AS_ROOT) target/enmesh demo --json
+
+deny: rust ## licences, bans, sources and advisories of all crates (installs cargo-deny: minutes)
+	@if ! PATH="$(CURDIR)/target/tools/bin:$$PATH" command -v cargo-deny >/dev/null; then \
+	    echo 'installing cargo-deny into target/tools because it reads deny.toml'; \
+	    cargo install --locked --root target/tools cargo-deny; fi
+	@PATH="$(CURDIR)/target/tools/bin:$$PATH" cargo deny --locked check
+
+.PHONY: clean
+clean: ## remove target/, the fetched tools too
+	cargo clean

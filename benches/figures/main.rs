@@ -1,0 +1,55 @@
+//! Figures, side by side with how the same is done today. `make bench` runs all of them,
+//! `cargo bench --bench figures -- apply` those whose name has `apply` in it.
+//!
+//! It needs root and takes itself into a network namespace of its own before anything else, so that
+//! nothing here can reach the host's rules. Everything compared is run in turns (one round: each
+//! way once, the order rotating), so that a slow moment of the machine hits all ways alike; ratios
+//! are medians of the rounds' own ratios.
+
+#![allow(missing_docs, reason = "a program, not a library")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "figures are its output")]
+
+mod apply;
+mod program;
+mod size;
+mod space;
+mod stats;
+mod table;
+mod today;
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use table::Table;
+
+/// What every figure returns.
+type Answer = Result<Table, Box<dyn Error>>;
+
+/// A name to choose it by, and what measures it.
+type Figure = (&'static str, fn() -> Answer);
+
+/// The figures, in the order they are printed.
+const FIGURES: [Figure; 3] =
+    [("apply", apply::from_nothing), ("apply-again", apply::again), ("size", size::measure)];
+
+fn main() -> ExitCode {
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    if let Err(error) = space::enter_own_namespace() {
+        eprintln!("error: {error}");
+        return ExitCode::from(77);
+    }
+    let mut code = ExitCode::SUCCESS;
+    for (name, measure) in FIGURES {
+        if !wanted.is_empty() && !wanted.iter().any(|word| name.contains(word.as_str())) {
+            continue;
+        }
+        match measure() {
+            Ok(table) => println!("{table}"),
+            Err(error) => {
+                eprintln!("error: {name}: {error}");
+                code = ExitCode::FAILURE;
+            }
+        }
+    }
+    code
+}
