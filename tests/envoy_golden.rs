@@ -65,7 +65,8 @@ fn the_rendered_files_are_the_golden_ones() {
         }
         let mut there = BTreeSet::new();
         files_below(&folder, "", &mut there);
-        differences.extend(there.iter().filter(|path| !files.contains_key(*path)).map(|path| folder.join(path)));
+        differences
+            .extend(there.iter().filter(|path| !files.contains_key(*path)).map(|path| folder.join(path)));
     }
     assert!(differences.is_empty(), "differ from what is rendered: {differences:#?}");
 }
@@ -88,8 +89,7 @@ fn listeners_stay_when_endpoints_move_and_certificates_rotate() {
     let mut rotated = placeholders();
     rotated.certificate_pem.push_str("another\n");
     let (old, new) = (FileSet::new(&before, Some(&placeholders())), FileSet::new(&before, Some(&rotated)));
-    let changed: Vec<&String> =
-        old.files().keys().filter(|path| old.get(path) != new.get(path)).collect();
+    let changed: Vec<&String> = old.files().keys().filter(|path| old.get(path) != new.get(path)).collect();
     assert_eq!(changed, ["secrets/connect-leaf.json"]);
 }
 
