@@ -9,6 +9,7 @@ mod link;
 mod namespace;
 mod netlink;
 mod route;
+mod tables;
 
 pub use facts::{addresses, default_source, ipv6_available};
 pub use link::{
@@ -19,3 +20,4 @@ pub use route::{
     ROUTE_PROTOCOL, VirtualRoute, add_default_route, add_route, ensure_virtual_route, our_virtual_routes,
     remove_virtual_route, virtual_route_state,
 };
+pub use tables::{describe_routes, describe_rules};

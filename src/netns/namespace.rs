@@ -178,6 +178,25 @@ impl Namespace {
         &self.path
     }
 
+    /// The processes in the namespace, by process id. One whose other threads are elsewhere counts by
+    /// its main thread.
+    ///
+    /// # Errors
+    /// `ENM-N006` there is no /proc.
+    pub fn processes(&self) -> Result<Vec<u32>, Fault> {
+        let entries = fs::read_dir("/proc").map_err(|e| NetnsError::system("read /proc", e))?;
+        let mut found: Vec<u32> = entries
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .filter(|pid| {
+                // One that has ended meanwhile has no namespace any more.
+                fs::metadata(format!("/proc/{pid}/ns/net"))
+                    .is_ok_and(|meta| Identity { device: meta.dev(), inode: meta.ino() } == self.identity)
+            })
+            .collect();
+        found.sort_unstable();
+        Ok(found)
+    }
+
     /// Moves the calling thread in, for good. For threads made for the purpose; never for one that
     /// does anything else.
     ///
