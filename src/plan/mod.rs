@@ -8,12 +8,14 @@ mod allocate;
 pub mod facts;
 pub mod mesh;
 mod policy;
+mod registration;
 mod service;
 
 pub use allocate::Allocations;
 pub use facts::HostFacts;
 pub use mesh::{Caller, Credentials, Instance, MeshService, MeshView, SpiffeId};
 pub use policy::{Bypasses, DnsCapture, InboundCapture, InboundPorts, OutboundCapture, RedirectPolicy, Who};
+pub use registration::registration;
 pub use service::{ExplicitUpstream, ServicePlan, SidecarPlan};
 
 use std::collections::BTreeMap;
