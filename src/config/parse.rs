@@ -211,6 +211,11 @@ impl Walk<'_> {
         match serde_json::from_str(token) {
             Ok(serde_json::Value::Null) => Ok(Item::Null),
             Ok(serde_json::Value::Bool(flag)) => Ok(Item::Bool(flag)),
+            // serde_json's own reading of a fraction may be off by the last bit.
+            Ok(serde_json::Value::Number(number)) if number.is_f64() => {
+                let exact = token.parse().ok().and_then(Number::from_f64);
+                Ok(Item::Number(exact.unwrap_or(number)))
+            }
             Ok(serde_json::Value::Number(number)) => Ok(Item::Number(number)),
             Ok(serde_json::Value::String(text)) => Ok(Item::Text(text)),
             _ => Err(self.lost()),

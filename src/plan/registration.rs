@@ -124,3 +124,138 @@ fn sorted(value: Value) -> Value {
         other => other,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::load_path;
+
+    /// Everything in `part` is in `whole`, with the same values.
+    fn holds(whole: &Value, part: &Value, path: &str) {
+        match part {
+            Value::Object(fields) => {
+                for (key, value) in fields {
+                    let inner =
+                        whole.get(key).unwrap_or_else(|| panic!("{path}.{key} is missing in {whole}"));
+                    holds(inner, value, &format!("{path}.{key}"));
+                }
+            }
+            Value::Array(items) => {
+                assert_eq!(whole.as_array().map(Vec::len), Some(items.len()), "{path}");
+                for (index, item) in items.iter().enumerate() {
+                    holds(&whole[index], item, &format!("{path}[{index}]"));
+                }
+            }
+            _ => assert_eq!(whole, part, "{path}"),
+        }
+    }
+
+    fn rendered(text: &str, file: &str) -> Value {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(file);
+        fs::write(&path, text).unwrap();
+        let config = load_path(&path);
+        assert_eq!(config.errors, []);
+        registration(&config.services[0])
+    }
+
+    #[test]
+    fn what_the_field_has_today_stays_as_it_is() {
+        let vectors = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors");
+        let mut seen = 0;
+        for form in ["legacy-annotations", "legacy-plain"] {
+            for folder in fs::read_dir(vectors.join(form)).unwrap() {
+                let folder = folder.unwrap().path();
+                let config = load_path(&folder.join("service-config.json"));
+                assert_eq!(config.errors, [], "{}", folder.display());
+                let expected = fs::read_to_string(folder.join("registration.json")).unwrap();
+                let expected: Value = serde_json::from_str(&expected).unwrap();
+                holds(&registration(&config.services[0]), &expected, &folder.display().to_string());
+                seen += 1;
+            }
+        }
+        assert_eq!(seen, 6);
+    }
+
+    #[test]
+    fn everything_a_native_file_can_say() {
+        let text = r#"
+            name = "api"
+            id = "api-1"
+            port = 8080
+            address = "10.0.0.2"
+            tags = ["v1"]
+            meta = { team = "core" }
+            weights = { passing = 10, warning = 1 }
+            locality = { region = "eu", zone = "a" }
+            namespace = "ns"
+            partition = "p"
+            [[check]]
+            name = "health"
+            exec = ["/usr/bin/true", "-x"]
+            interval = "90s"
+            timeout = "500ms"
+            [[check]]
+            ttl = "1h"
+            [[upstream]]
+            name = "db"
+            local_port = 5432
+            peer = "east"
+            [[upstream]]
+            name = "near"
+            local_port = 5433
+            prepared_query = true
+            datacenter = "dc2"
+            partition = "q"
+            namespace = "n"
+            [proxy.config]
+            protocol = "http"
+            envoy = { b = 1, a = 2 }
+        "#;
+        let expected = json!({ "service": {
+            "address": "10.0.0.2",
+            "checks": [
+                { "args": ["/usr/bin/true", "-x"], "interval": "1m30s", "name": "health", "timeout": "500ms" },
+                { "ttl": "1h" },
+            ],
+            "connect": { "sidecar_service": { "proxy": {
+                "config": { "envoy": { "a": 2, "b": 1 }, "protocol": "http" },
+                "mode": "transparent",
+                "upstreams": [
+                    { "destination_name": "db", "destination_peer": "east", "local_bind_port": 5432 },
+                    {
+                        "datacenter": "dc2", "destination_name": "near", "destination_namespace": "n",
+                        "destination_partition": "q", "destination_type": "prepared_query", "local_bind_port": 5433,
+                    },
+                ],
+            } } },
+            "id": "api-1",
+            "locality": { "region": "eu", "zone": "a" },
+            "meta": { "team": "core" },
+            "name": "api",
+            "namespace": "ns",
+            "partition": "p",
+            "port": 8080,
+            "tags": ["v1"],
+            "weights": { "passing": 10, "warning": 1 },
+        } });
+        // As text: the order of keys counts, since artefacts are compared byte by byte.
+        assert_eq!(rendered(text, "api.toml").to_string(), expected.to_string());
+    }
+
+    #[test]
+    fn a_plain_file_cannot_replace_the_sidecar() {
+        let text =
+            r#"{"name": "pay", "z": {"b": 1, "a": 2}, "connect": {"native": true}, "check": {"ttl": "1s"}}"#;
+        let rendered = rendered(text, "service-config.json");
+        let proxy = json!({"mode": "transparent", "transparent_proxy": {"dialed_directly": true}});
+        let expected = json!({ "service": {
+            "check": { "ttl": "1s" }, "connect": { "sidecar_service": { "proxy": proxy } }, "id": "pay", "name": "pay",
+            "z": { "a": 2, "b": 1 },
+        } });
+        assert_eq!(rendered.to_string(), expected.to_string());
+    }
+}
