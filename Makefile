@@ -119,7 +119,10 @@ deny: rust ## licences, bans, sources and advisories of all crates (installs car
 	@if ! PATH="$(CURDIR)/target/tools/bin:$$PATH" command -v cargo-deny >/dev/null; then \
 	    echo 'installing cargo-deny into target/tools because it reads deny.toml'; \
 	    cargo install --locked --root target/tools cargo-deny; fi
-	@PATH="$(CURDIR)/target/tools/bin:$$PATH" cargo deny --locked check
+	@export PATH="$(CURDIR)/target/tools/bin:$$PATH"; \
+	cargo deny --locked check bans licenses sources; \
+	echo 'advisories come from their public database, which has to be within reach:'; \
+	cargo deny --locked check advisories
 
 .PHONY: clean
 clean: ## remove target/, the fetched tools too
