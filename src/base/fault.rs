@@ -4,13 +4,14 @@
 //! enum becomes a [`Fault`], which keeps the code, the sentence and the hint. The code is the same
 //! in logs, in `status --json` and in the documentation.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What kind of failure this is; decides the exit status (the numbers are those of `sysexits.h`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Class {
     /// The work was tried and failed: exit status 1.
@@ -39,7 +40,7 @@ impl Class {
 }
 
 /// Where in a file something is wrong. Lines and columns count from 1; 0 means the whole file.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Place {
     /// The file, as a person would open it (with the `--root` prefix).
     pub file: PathBuf,
@@ -83,10 +84,10 @@ pub trait Explain: std::error::Error {
 }
 
 /// An error at the seam between rooms: everything a person or a program needs, nothing of its type.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fault {
     /// The stable code.
-    pub code: &'static str,
+    pub code: Cow<'static, str>,
     /// What happened.
     pub message: String,
     /// What to do.
@@ -94,10 +95,10 @@ pub struct Fault {
     /// What kind of failure.
     pub class: Class,
     /// Where in a file.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub place: Option<Place>,
     /// The service it concerns, where it is one service's matter.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
 }
 
@@ -122,7 +123,7 @@ impl fmt::Display for Fault {
 impl<E: Explain> From<E> for Fault {
     fn from(error: E) -> Self {
         Fault {
-            code: error.code(),
+            code: Cow::Borrowed(error.code()),
             message: sentence(&error),
             hint: error.hint(),
             class: error.class(),

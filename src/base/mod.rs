@@ -6,6 +6,8 @@
 pub mod exec;
 pub mod fault;
 pub mod files;
+pub mod http;
+pub mod process;
 pub mod root;
 pub mod units;
 

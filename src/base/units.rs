@@ -1,7 +1,10 @@
 //! Starting and stopping sidecars, whoever does it: systemd (room `systemd`) or enmesh itself
 //! (room `supervise`). Both rooms stand on this trait and do not know each other.
 
+use std::fmt::Write as _;
+
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 
 use super::{Fault, LocalFuture};
 
@@ -59,6 +62,31 @@ pub struct UnitSpec {
     /// Changes when a running sidecar must be restarted to take up what changed (its program, its
     /// bootstrap); a reload of listeners and clusters does not change it.
     pub revision: String,
+}
+
+impl UnitSpec {
+    /// The name under which the process runs (its `argv[0]`): the instance and a digest of
+    /// everything here. It is the one mark of a running process that survives whoever started it,
+    /// so it tells whether what runs is what is wanted, also after enmesh was killed midway.
+    pub fn process_name(&self) -> String {
+        let mut hash = Sha256::new();
+        let mut field = |bytes: &[u8]| {
+            hash.update((bytes.len() as u64).to_be_bytes());
+            hash.update(bytes);
+        };
+        field(self.program.as_os_str().as_encoded_bytes());
+        for argument in &self.arguments {
+            field(argument.as_bytes());
+        }
+        field(&self.uid.to_be_bytes());
+        field(&self.gid.to_be_bytes());
+        field(self.revision.as_bytes());
+        let mut name = format!("envoy:{}:", self.instance);
+        for byte in hash.finalize().iter().take(6) {
+            let _ = write!(name, "{byte:02x}");
+        }
+        name
+    }
 }
 
 /// The unit operations that sidecars need. `instance` is a service id, unescaped; implementations

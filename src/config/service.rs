@@ -289,7 +289,7 @@ pub struct Upstream {
 }
 
 /// What a legacy `service-config.json` says beyond the native form.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Legacy {
     /// Which of the two forms.
     pub form: LegacyForm,
@@ -300,7 +300,8 @@ pub struct Legacy {
 }
 
 /// The two forms that share the path `/srv/consul/service-config.json`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum LegacyForm {
     /// `{"annotations": {…}}`, after Consul on Kubernetes.
     Annotations,

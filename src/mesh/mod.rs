@@ -1,1 +1,16 @@
-//! Who is out there, certificates and names.
+//! Who is out there, and as whom we speak: services, instances, virtual IPs, who may call whom,
+//! names and certificates.
+//!
+//! A [`MeshSource`] fills the plan's mesh types. The one here is [`StaticMesh`]: a peers file and a
+//! local CA, for hosts without Consul servers. Beside it stands the [`Resolver`] that answers for
+//! the mesh's names.
+
+pub mod ca;
+pub mod commands;
+mod input;
+pub mod peers;
+mod source;
+
+pub use commands::{InitReport, InitRequest, IssueReport, IssueRequest, ca_init, ca_issue};
+pub use peers::TrustDomain;
+pub use source::{MeshSource, StaticMesh, UNMADE_TRUST_DOMAIN};

@@ -5,15 +5,23 @@
 //! happens to this packet?") and what converges the host both read the same `Plan`.
 
 mod allocate;
+mod build;
+mod capture;
 pub mod facts;
 pub mod mesh;
 mod policy;
+mod problem;
+mod registration;
 mod service;
+#[cfg(test)]
+mod tests;
 
 pub use allocate::Allocations;
+pub use build::plan;
 pub use facts::HostFacts;
 pub use mesh::{Caller, Credentials, Instance, MeshService, MeshView, SpiffeId};
 pub use policy::{Bypasses, DnsCapture, InboundCapture, InboundPorts, OutboundCapture, RedirectPolicy, Who};
+pub use problem::PlanError;
 pub use service::{ExplicitUpstream, ServicePlan, SidecarPlan};
 
 use std::collections::BTreeMap;

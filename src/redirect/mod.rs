@@ -1,12 +1,38 @@
 //! Redirection policy -> rules in the kernel, and back: drivers, observation, verification.
+//!
+//! [`Nftables`] is the driver; [`Recorded`] stands in for it in the tests of other rooms.
+//! [`render_text`] shows the rules without touching anything, [`foreign`] finds the redirectors of
+//! others.
+
+mod error;
+mod foreign;
+mod nftables;
+mod recorded;
+mod ruleset;
 
 use std::collections::BTreeSet;
 
 use serde::Serialize;
 
+pub use error::RedirectError;
+pub use foreign::{Foreign, foreign};
+pub use nftables::Nftables;
+pub use recorded::{Call, Recorded};
+pub use ruleset::{ALWAYS_BYPASSED, DRAIN_MARK, GENERATION_MARK, TABLE};
+
 use crate::base::Fault;
 use crate::config::value::ServiceId;
 use crate::plan::{Generation, RedirectPolicy};
+
+/// The ruleset of `policy` as text, with the sidecars of `live` taking connections. It is what the
+/// driver `nftables` programs, and `nft -f` loads it to the same state. Needs no privilege and no
+/// `nft`.
+pub fn render_text(policy: &RedirectPolicy, live: &BTreeSet<ServiceId>) -> String {
+    if policy.is_empty() {
+        return ruleset::text::remove();
+    }
+    ruleset::text::replace(&ruleset::build(policy, live))
+}
 
 /// What the rules shall be: the policy, and which sidecars are live right now.
 ///
@@ -49,7 +75,16 @@ pub trait Firewall {
     /// The rules could not be set (the old ones are in force then), or what was read back differs.
     fn apply(&self, desired: &Desired) -> Result<(), Fault>;
 
-    /// Removes every rule of ours and nothing else; none there is fine.
+    /// The first of two steps of removal: new connections go direct from now on and nothing is
+    /// refused, while the ones that are redirected already run on. Call [`Firewall::remove`] when
+    /// they are gone or their time is over. Where no rules of ours are, none are made.
+    ///
+    /// # Errors
+    /// The kernel refused; the rules are as they were.
+    fn drain(&self) -> Result<(), Fault>;
+
+    /// Removes every rule of ours and nothing else; none there is fine. Connections that are still
+    /// redirected hang or are reset.
     ///
     /// # Errors
     /// The kernel refused.

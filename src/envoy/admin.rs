@@ -1,0 +1,282 @@
+//! The client of Envoy's admin interface, over its unix socket.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde_json::Value;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio::net::UnixStream;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::error::EnvoyError;
+use crate::base::Fault;
+
+/// How long one answer may take.
+const LIMIT: Duration = Duration::from_secs(2);
+/// How large an answer may be, in bytes. A dump of a thousand listeners has about 3 MiB.
+const BODY_LIMIT: usize = 32 * 1024 * 1024;
+/// How long to pause between two looks at Envoy: at first, and at most.
+pub(super) const PAUSES: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
+
+/// What Envoy says of itself on `/ready`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Readiness {
+    /// It takes connections.
+    Live,
+    /// It waits for its first configuration.
+    PreInitializing,
+    /// It warms up clusters and listeners.
+    Initializing,
+    /// It was told to fail health checks, or drains.
+    Draining,
+    /// Nobody answers on the socket.
+    Refused,
+}
+
+/// A certificate that Envoy has loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateInfo {
+    /// Whether it is a CA's.
+    pub ca: bool,
+    /// Serial number, hexadecimal.
+    pub serial: String,
+    /// URIs that it is valid for: the SPIFFE id.
+    pub uris: Vec<String>,
+    /// When it starts to be valid.
+    pub not_before: SystemTime,
+    /// When it ends.
+    pub not_after: SystemTime,
+}
+
+/// What Envoy is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerInfo {
+    /// The version, such as `1.40.0`.
+    pub version: String,
+    /// How long it runs.
+    pub uptime: Duration,
+    /// Its node id.
+    pub node_id: String,
+}
+
+/// The admin interface of one sidecar. Each call is one connection, bounded in time and size.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    socket: PathBuf,
+}
+
+impl Admin {
+    /// The interface behind `socket`.
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Admin { socket: socket.into() }
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// What Envoy says of itself. Never fails: an answer that cannot be had is
+    /// [`Readiness::Refused`].
+    pub async fn ready(&self) -> Readiness {
+        match self.request(Method::GET, "/ready").await {
+            Ok((_, body)) => match String::from_utf8_lossy(&body).trim() {
+                "LIVE" => Readiness::Live,
+                "INITIALIZING" => Readiness::Initializing,
+                "DRAINING" => Readiness::Draining,
+                _ => Readiness::PreInitializing,
+            },
+            Err(_) => Readiness::Refused,
+        }
+    }
+
+    /// Waits until Envoy takes connections. Looks often at first: a start takes about 0.1 s.
+    ///
+    /// # Errors
+    /// `ENM-E032` when it does not within `limit`.
+    pub async fn wait_live(&self, limit: Duration) -> Result<(), Fault> {
+        let started = Instant::now();
+        let mut pause = PAUSES.0;
+        loop {
+            let state = self.ready().await;
+            if state == Readiness::Live {
+                return Ok(());
+            }
+            if started.elapsed() + pause > limit {
+                return Err(EnvoyError::NotLive { state, waited: started.elapsed() }.into());
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSES.1);
+        }
+    }
+
+    /// The counters and gauges whose name matches the regular expression `filter`.
+    ///
+    /// # Errors
+    /// `ENM-E020`, `ENM-E021`, `ENM-E022`: Envoy cannot be asked.
+    pub async fn stats(&self, filter: &str) -> Result<BTreeMap<String, u64>, Fault> {
+        let raw = self.raw_stats(filter).await?;
+        Ok(raw.into_iter().filter_map(|(name, value)| Some((name, value.parse().ok()?))).collect())
+    }
+
+    /// All metrics that match, as text; texts without their quotes.
+    pub(super) async fn raw_stats(&self, filter: &str) -> Result<BTreeMap<String, String>, Fault> {
+        let body = self.get(&format!("/stats?filter={}", escaped(filter))).await?;
+        Ok(String::from_utf8_lossy(&body)
+            .lines()
+            .filter_map(|line| line.split_once(": "))
+            .map(|(name, value)| (name.to_owned(), value.trim_matches('"').to_owned()))
+            .collect())
+    }
+
+    /// The certificates that Envoy has loaded, CAs' and leaves.
+    ///
+    /// # Errors
+    /// `ENM-E020`, `ENM-E021`, `ENM-E022`: Envoy cannot be asked.
+    pub async fn certs(&self) -> Result<Vec<CertificateInfo>, Fault> {
+        let dump = self.json("/certs").await?;
+        let groups = dump.get("certificates").and_then(Value::as_array).into_iter().flatten();
+        let listed = groups.flat_map(|group| {
+            [("ca_cert", true), ("cert_chain", false)].into_iter().flat_map(move |(key, ca)| {
+                group.get(key).and_then(Value::as_array).into_iter().flatten().map(move |entry| (ca, entry))
+            })
+        });
+        Ok(listed.filter_map(|(ca, entry)| certificate(ca, entry)).collect())
+    }
+
+    /// Version, uptime and node.
+    ///
+    /// # Errors
+    /// `ENM-E020`, `ENM-E021`, `ENM-E022`: Envoy cannot be asked.
+    pub async fn server_info(&self) -> Result<ServerInfo, Fault> {
+        let info = self.json("/server_info").await?;
+        let text = |pointer: &str| info.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+        // `version` is "<commit>/<version>/<state>/<build>/<library>".
+        let version = text("/version").split('/').nth(1).unwrap_or_default().to_owned();
+        let seconds = text("/uptime_current_epoch").trim_end_matches('s').parse().unwrap_or(0);
+        Ok(ServerInfo { version, uptime: Duration::from_secs(seconds), node_id: text("/node/id").to_owned() })
+    }
+
+    /// Lets inbound connections end: new ones are refused, open ones live on, outbound goes on.
+    /// `skip_exit`, because Envoy from 1.37 on otherwise ends itself afterwards.
+    ///
+    /// # Errors
+    /// `ENM-E020`, `ENM-E021`, `ENM-E022`: Envoy cannot be told.
+    pub async fn drain_inbound(&self) -> Result<(), Fault> {
+        self.post("/drain_listeners?inboundonly&graceful&skip_exit").await
+    }
+
+    /// Makes `/ready` say that Envoy drains.
+    ///
+    /// # Errors
+    /// `ENM-E020`, `ENM-E021`, `ENM-E022`: Envoy cannot be told.
+    pub async fn healthcheck_fail(&self) -> Result<(), Fault> {
+        self.post("/healthcheck/fail").await
+    }
+
+    /// Ends Envoy.
+    ///
+    /// # Errors
+    /// `ENM-E020`, `ENM-E021`, `ENM-E022`: Envoy cannot be told.
+    pub async fn quit(&self) -> Result<(), Fault> {
+        self.post("/quitquitquit").await
+    }
+
+    pub(super) async fn json(&self, path: &str) -> Result<Value, Fault> {
+        let body = self.get(path).await?;
+        serde_json::from_slice(&body)
+            .map_err(|e| EnvoyError::Answer { path: path.to_owned(), answer: e.to_string() }.into())
+    }
+
+    async fn get(&self, path: &str) -> Result<Bytes, Fault> {
+        self.expect_ok(Method::GET, path).await
+    }
+
+    async fn post(&self, path: &str) -> Result<(), Fault> {
+        self.expect_ok(Method::POST, path).await.map(drop)
+    }
+
+    async fn expect_ok(&self, method: Method, path: &str) -> Result<Bytes, Fault> {
+        let (status, body) = self.request(method, path).await?;
+        if status.is_success() {
+            return Ok(body);
+        }
+        let text: String = String::from_utf8_lossy(&body).chars().take(200).collect();
+        Err(EnvoyError::Answer { path: path.to_owned(), answer: format!("{status}: {}", text.trim()) }.into())
+    }
+
+    async fn request(&self, method: Method, path: &str) -> Result<(StatusCode, Bytes), Fault> {
+        match timeout(LIMIT, self.exchange(method, path)).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(source)) => Err(EnvoyError::Unreachable { socket: self.socket.clone(), source }.into()),
+            Err(_) => Err(EnvoyError::Slow { path: path.to_owned(), limit: LIMIT }.into()),
+        }
+    }
+
+    async fn exchange(&self, method: Method, path: &str) -> io::Result<(StatusCode, Bytes)> {
+        let stream = UnixStream::connect(&self.socket).await?;
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "envoy")
+            .body(Empty::<Bytes>::new())
+            .map_err(io::Error::other)?;
+        let answer = async {
+            let response = sender.send_request(request).await.map_err(io::Error::other)?;
+            let status = response.status();
+            let body =
+                Limited::new(response.into_body(), BODY_LIMIT).collect().await.map_err(io::Error::other)?;
+            Ok((status, body.to_bytes()))
+        };
+        // The connection makes progress only while it is polled, and it may end before the answer
+        // was looked at.
+        tokio::pin!(answer);
+        tokio::select! {
+            answer = &mut answer => answer,
+            ended = connection => {
+                ended.map_err(io::Error::other)?;
+                answer.await
+            }
+        }
+    }
+}
+
+fn certificate(ca: bool, entry: &Value) -> Option<CertificateInfo> {
+    let time =
+        |key: &str| OffsetDateTime::parse(entry.get(key)?.as_str()?, &Rfc3339).ok().map(SystemTime::from);
+    let names = entry.get("subject_alt_names").and_then(Value::as_array).into_iter().flatten();
+    Some(CertificateInfo {
+        ca,
+        serial: entry.get("serial_number")?.as_str()?.to_owned(),
+        uris: names.filter_map(|name| Some(name.get("uri")?.as_str()?.to_owned())).collect(),
+        not_before: time("valid_from")?,
+        not_after: time("expiration_time")?,
+    })
+}
+
+/// `text` for the query of a URL.
+fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            // Writing to a string cannot fail.
+            let _ = write!(out, "%{byte:02X}");
+        }
+    }
+    out
+}

@@ -1,0 +1,147 @@
+//! Clusters, where connections go, and the endpoints behind them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+use serde_json::{Value, json};
+
+use super::layout::{Layout, endpoints_file};
+use super::options::ProxyOptions;
+use super::secrets::upstream_tls;
+use super::typed::{address, any, file_source};
+use crate::config::value::ServiceName;
+use crate::plan::{Instance, MeshService, MeshView, ServicePlan};
+
+/// The cluster that takes a connection to where it was going, in the clear.
+pub const ORIGINAL_DESTINATION: &str = "original-destination";
+/// The cluster of the app beside the sidecar.
+pub const LOCAL_APP: &str = "local_app";
+
+const CLUSTER: &str = "envoy.config.cluster.v3.Cluster";
+
+/// Envoy stops at 1024 connections a cluster unless told otherwise, which an application that did
+/// not ask for a proxy cannot know. The sidecar's own limit is for the whole of it.
+const MAX_CONNECTIONS: u32 = 1_000_000;
+
+/// The services that `service` can reach through its sidecar.
+pub fn reachable<'a>(service: &'a ServicePlan, mesh: &'a MeshView) -> BTreeSet<&'a ServiceName> {
+    let explicit = service.upstreams.iter().map(|upstream| &upstream.service);
+    let captured = mesh
+        .services
+        .iter()
+        .filter(|(_, known)| service.sidecar.outbound_port.is_some() && !known.virtual_ips.is_empty())
+        .map(|(name, _)| name);
+    explicit.chain(captured).collect()
+}
+
+/// The instances of a service that an application can dial by address and app port, with that
+/// port. This host's own are left out: connections to own addresses never reach the sidecar.
+pub fn direct_instances<'a>(
+    service: &'a ServicePlan,
+    known: &'a MeshService,
+) -> impl Iterator<Item = (&'a Instance, u16)> {
+    known
+        .instances
+        .iter()
+        .filter(|instance| Some(instance.address) != service.address)
+        .filter_map(|instance| instance.service_port.map(|port| (instance, port)))
+}
+
+/// The name of the cluster for instances dialled directly whose sidecars listen on `port`.
+pub fn direct_name(sni: &str, port: u16) -> String {
+    format!("passthrough~{port}~{sni}")
+}
+
+/// The clusters of `service`, sorted by kind and name.
+pub fn clusters(
+    service: &ServicePlan,
+    mesh: &MeshView,
+    layout: &Layout,
+    options: &ProxyOptions,
+) -> Vec<Value> {
+    let mut clusters: Vec<Value> =
+        reachable(service, mesh).into_iter().map(|name| upstream(name, mesh, layout)).collect();
+    if service.sidecar.outbound_port.is_some() {
+        clusters.extend(direct(service, mesh, layout));
+        clusters.push(cluster(json!({
+            "name": ORIGINAL_DESTINATION,
+            "type": "ORIGINAL_DST",
+            "lb_policy": "CLUSTER_PROVIDED",
+        })));
+    }
+    if let (Some(_), Some(port)) = (service.sidecar.inbound_port, service.port) {
+        let app = json!({"endpoint": {"address": address(IpAddr::V4(Ipv4Addr::LOCALHOST), port.get())}});
+        clusters.push(cluster(json!({
+            "name": LOCAL_APP,
+            "type": "STATIC",
+            "connect_timeout": format!("{:.3}s", options.local_connect_timeout.as_secs_f64()),
+            "load_assignment": {"cluster_name": LOCAL_APP, "endpoints": [{"lb_endpoints": [app]}]},
+        })));
+    }
+    clusters
+}
+
+/// A service of the mesh, over mutual TLS.
+fn upstream(name: &ServiceName, mesh: &MeshView, layout: &Layout) -> Value {
+    let sni = mesh.sni(name);
+    cluster(json!({
+        "name": sni,
+        "alt_stat_name": sni,
+        "type": "EDS",
+        "eds_cluster_config": {"eds_config": file_source(layout, &endpoints_file(name))},
+        // No panic: an instance that was ejected gets nothing, as in Consul.
+        "common_lb_config": {"healthy_panic_threshold": {}},
+        "outlier_detection": {},
+        "transport_socket": upstream_tls(layout, &sni, &mesh.spiffe_id(name).to_string()),
+    }))
+}
+
+/// Instances that are dialled by their own address: over mutual TLS as well, and straight to the
+/// sidecar's port, so that it works whether or not the other host redirects its app's port.
+fn direct(service: &ServicePlan, mesh: &MeshView, layout: &Layout) -> Vec<Value> {
+    let mut clusters = BTreeMap::new();
+    for (name, known) in &mesh.services {
+        let sni = mesh.sni(name);
+        for (instance, _) in direct_instances(service, known) {
+            let cluster = cluster(json!({
+                "name": direct_name(&sni, instance.port),
+                "type": "ORIGINAL_DST",
+                "lb_policy": "CLUSTER_PROVIDED",
+                "original_dst_lb_config": {"upstream_port_override": instance.port},
+                "outlier_detection": {},
+                "transport_socket": upstream_tls(layout, &sni, &mesh.spiffe_id(name).to_string()),
+            }));
+            clusters.insert((name, instance.port), cluster);
+        }
+    }
+    clusters.into_values().collect()
+}
+
+/// `fields` with what all clusters have in common.
+fn cluster(mut fields: Value) -> Value {
+    if let Some(map) = fields.as_object_mut() {
+        map.entry("connect_timeout").or_insert_with(|| json!("5s"));
+        map.insert(
+            "circuit_breakers".to_owned(),
+            json!({"thresholds": [{"max_connections": MAX_CONNECTIONS, "max_pending_requests": MAX_CONNECTIONS}]}),
+        );
+    }
+    any(CLUSTER, fields)
+}
+
+/// The endpoints of each service that can be reached. A service that nobody runs has none.
+pub fn endpoints(service: &ServicePlan, mesh: &MeshView) -> BTreeMap<ServiceName, Value> {
+    reachable(service, mesh)
+        .into_iter()
+        .map(|name| {
+            let instances = mesh.services.get(name).into_iter().flat_map(|known| &known.instances);
+            let endpoints: Vec<Value> = instances
+                .map(|instance| json!({"endpoint": {"address": address(instance.address, instance.port)}}))
+                .collect();
+            let localities =
+                if endpoints.is_empty() { json!([]) } else { json!([{"lb_endpoints": endpoints}]) };
+            let assignment = json!({"cluster_name": mesh.sni(name), "endpoints": localities});
+            (name.clone(), any("envoy.config.endpoint.v3.ClusterLoadAssignment", assignment))
+        })
+        .collect()
+}

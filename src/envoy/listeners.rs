@@ -1,0 +1,231 @@
+//! Listeners: where connections come in, and which cluster they lead to.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use serde_json::{Value, json};
+
+use super::clusters::{self, LOCAL_APP, ORIGINAL_DESTINATION};
+use super::layout::Layout;
+use super::options::ProxyOptions;
+use super::secrets::downstream_tls;
+use super::typed::{address, any, extension, host_range, tcp_proxy};
+use crate::plan::{Caller, ExplicitUpstream, Instance, MeshView, ServicePlan};
+
+const LISTENER: &str = "envoy.config.listener.v3.Listener";
+const LOOPBACK_V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const LOOPBACK_V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
+
+/// The listeners of `service`, sorted: outbound, public, then explicit upstreams by port.
+pub fn listeners(
+    service: &ServicePlan,
+    mesh: &MeshView,
+    layout: &Layout,
+    options: &ProxyOptions,
+) -> Vec<Value> {
+    let mut listeners = Vec::new();
+    if let Some(port) = service.sidecar.outbound_port {
+        listeners.push(outbound(service, mesh, port));
+    }
+    if let (Some(port), Some(_)) = (service.sidecar.inbound_port, service.port) {
+        listeners.push(public(service, mesh, layout, options, port));
+    }
+    let upstreams: BTreeSet<(u16, &ExplicitUpstream)> =
+        service.upstreams.iter().map(|u| (u.port, u)).collect();
+    listeners.extend(upstreams.into_iter().map(|(_, upstream)| explicit(upstream, mesh)));
+    listeners
+}
+
+/// Where the kernel redirects the captured users' connections to.
+fn outbound(service: &ServicePlan, mesh: &MeshView, port: u16) -> Value {
+    let mut chains = virtual_ip_chains(mesh);
+    chains.extend(direct_chains(service, mesh));
+    let mut listener = json!({
+        "name": format!("outbound_listener:127.0.0.1:{port}"),
+        "traffic_direction": "OUTBOUND",
+        "address": address(LOOPBACK_V4, port),
+        "listener_filters": [extension(
+            "envoy.filters.listener.original_dst",
+            "envoy.extensions.filters.listener.original_dst.v3.OriginalDst",
+            json!({}),
+        )],
+        "filter_chains": chains,
+        // A name that no service can have: names of chains are unique in a listener.
+        "default_filter_chain": {
+            "name": "default/original-destination",
+            "filters": [tcp_proxy("upstream.original-destination", ORIGINAL_DESTINATION)],
+        },
+    });
+    also_listen_on(&mut listener, service.sidecar.ipv6, LOOPBACK_V6, port);
+    any(LISTENER, listener)
+}
+
+/// One chain a service, matching all its virtual IPs. An address that two services claim belongs
+/// to the first in the order of names, for Envoy refuses a listener with two equal matches.
+fn virtual_ip_chains(mesh: &MeshView) -> Vec<Value> {
+    let mut taken = BTreeSet::new();
+    mesh.services
+        .iter()
+        .filter_map(|(name, known)| {
+            let ranges: Vec<Value> =
+                known.virtual_ips.iter().filter(|ip| taken.insert(**ip)).map(|ip| host_range(*ip)).collect();
+            (!ranges.is_empty()).then(|| {
+                json!({
+                    "name": name.as_str(),
+                    "filter_chain_match": {"prefix_ranges": ranges},
+                    "filters": [tcp_proxy(&upstream_stats(name.as_str(), mesh), &mesh.sni(name))],
+                })
+            })
+        })
+        .collect()
+}
+
+/// One chain an instance that can be dialled by its own address and the app's port. One each, so
+/// that an instance's coming or going drains no other's connections.
+fn direct_chains(service: &ServicePlan, mesh: &MeshView) -> Vec<Value> {
+    let mut taken = BTreeSet::new();
+    let mut chains = Vec::new();
+    for (name, known) in &mesh.services {
+        for (instance, app_port) in clusters::direct_instances(service, known) {
+            let Instance { address, port, .. } = *instance;
+            if !taken.insert((address, app_port)) {
+                continue;
+            }
+            chains.push(json!({
+                "name": format!("{name}/{address}/{app_port}"),
+                "filter_chain_match": {"destination_port": app_port, "prefix_ranges": [host_range(address)]},
+                "filters": [tcp_proxy(&upstream_stats(name.as_str(), mesh), &clusters::direct_name(&mesh.sni(name), port))],
+            }));
+        }
+    }
+    chains
+}
+
+/// Consul's prefix for the metrics of an upstream.
+fn upstream_stats(name: &str, mesh: &MeshView) -> String {
+    format!("upstream.{name}.default.{}", mesh.datacenter)
+}
+
+/// Where other sidecars connect to.
+fn public(
+    service: &ServicePlan,
+    mesh: &MeshView,
+    layout: &Layout,
+    options: &ProxyOptions,
+    port: u16,
+) -> Value {
+    let mut filters = Vec::new();
+    if let Some(limit) = options.max_inbound_connections {
+        filters.push(extension(
+            "envoy.filters.network.connection_limit",
+            "envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit",
+            json!({"stat_prefix": "inbound_connection_limit", "max_connections": limit}),
+        ));
+    }
+    filters.push(intentions(service, mesh));
+    filters.push(tcp_proxy("public_listener", LOCAL_APP));
+    let bind = options.bind_address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    let mut listener = json!({
+        "name": format!("public_listener:{}", std::net::SocketAddr::new(bind, port)),
+        "traffic_direction": "INBOUND",
+        "address": address(bind, port),
+        "filter_chains": [{
+            "name": "public_listener",
+            "transport_socket": downstream_tls(layout),
+            "filters": filters,
+        }],
+    });
+    let everywhere = service.sidecar.ipv6 && options.bind_address.is_none();
+    also_listen_on(&mut listener, everywhere, IpAddr::V6(Ipv6Addr::UNSPECIFIED), port);
+    if options.access_log
+        && let Some(fields) = listener.as_object_mut()
+    {
+        fields.insert("access_log".to_owned(), json!([access_log()]));
+    }
+    any(LISTENER, listener)
+}
+
+/// Who may call: Consul's intentions on layer 4. A policy without principals lets nobody in.
+fn intentions(service: &ServicePlan, mesh: &MeshView) -> Value {
+    let callers = mesh.services.get(&service.name).map(|known| &known.allow);
+    let principals: Vec<Value> =
+        callers.into_iter().flatten().map(|caller| principal(caller, mesh)).collect();
+    let rules = if principals.is_empty() {
+        json!({"action": "ALLOW"})
+    } else {
+        json!({
+            "action": "ALLOW",
+            "policies": {"consul-intentions-layer4": {"permissions": [{"any": true}], "principals": principals}},
+        })
+    };
+    extension(
+        "envoy.filters.network.rbac",
+        "envoy.extensions.filters.network.rbac.v3.RBAC",
+        json!({"stat_prefix": "connect_authz", "rules": rules}),
+    )
+}
+
+/// An identity as Consul matches it: whatever the caller's datacenter is.
+fn principal(caller: &Caller, mesh: &MeshView) -> Value {
+    let service = match caller {
+        Caller::Any => "[^/]+".to_owned(),
+        Caller::Service(name) => literal(name.as_str()),
+    };
+    let regex = format!("^spiffe://{}/ns/default/dc/[^/]+/svc/{service}$", literal(&mesh.trust_domain));
+    json!({"authenticated": {"principal_name": {"safe_regex": {"regex": regex}}}})
+}
+
+/// `text` as an expression that matches nothing else.
+fn literal(text: &str) -> String {
+    let mut regex = String::with_capacity(text.len());
+    for c in text.chars() {
+        if !c.is_ascii_alphanumeric() && c != '-' && c != '_' {
+            regex.push('\\');
+        }
+        regex.push(c);
+    }
+    regex
+}
+
+/// A line of JSON for each inbound connection when it ends, refused ones as well.
+fn access_log() -> Value {
+    extension(
+        "envoy.access_loggers.stdout",
+        "envoy.extensions.access_loggers.stream.v3.StdoutAccessLog",
+        json!({"log_format": {"json_format": {
+            "start": "%START_TIME%",
+            "caller": "%DOWNSTREAM_PEER_URI_SAN%",
+            "from": "%DOWNSTREAM_REMOTE_ADDRESS%",
+            "to": "%DOWNSTREAM_LOCAL_ADDRESS%",
+            "milliseconds": "%DURATION%",
+            "received": "%BYTES_RECEIVED%",
+            "sent": "%BYTES_SENT%",
+            "flags": "%RESPONSE_FLAGS%",
+            "details": "%CONNECTION_TERMINATION_DETAILS%",
+            "tls": "%DOWNSTREAM_TRANSPORT_FAILURE_REASON%",
+        }}}),
+    )
+}
+
+/// A listener on loopback that leads to one service.
+fn explicit(upstream: &ExplicitUpstream, mesh: &MeshView) -> Value {
+    let ExplicitUpstream { service, port } = upstream;
+    any(
+        LISTENER,
+        json!({
+            "name": format!("{service}:127.0.0.1:{port}"),
+            "traffic_direction": "OUTBOUND",
+            "address": address(LOOPBACK_V4, *port),
+            "filter_chains": [{
+                "name": service.as_str(),
+                "filters": [tcp_proxy(&upstream_stats(service.as_str(), mesh), &mesh.sni(service))],
+            }],
+        }),
+    )
+}
+
+fn also_listen_on(listener: &mut Value, wanted: bool, ip: IpAddr, port: u16) {
+    if wanted && let Some(fields) = listener.as_object_mut() {
+        fields.insert("additional_addresses".to_owned(), json!([{"address": address(ip, port)}]));
+    }
+}

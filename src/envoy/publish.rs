@@ -1,0 +1,373 @@
+//! Publication: files are written so that at no moment something in force refers to something that
+//! is gone, Envoy is asked whether it took them up, and what it refuses is taken back.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::time::Instant;
+
+use super::admin::{Admin, Readiness};
+use super::bootstrap::bootstrap;
+use super::error::EnvoyError;
+use super::layout::{CDS, EDS, LAST_GOOD, LDS, Layout, SECRETS, SOCKET_PATH_MAX};
+use super::reason;
+use super::resources::{FileSet, resources, resources_of};
+use super::verify::{Snapshot, Verdict, wait};
+use crate::base::files::{self, Access};
+use crate::base::{Fault, Root};
+use crate::plan::{Credentials, MeshView, ServicePlan};
+
+/// How long Envoy has to take up what was written. It takes milliseconds; a start with many
+/// clusters keeps its one main thread busy for longer.
+const TAKE_LIMIT: Duration = Duration::from_secs(3);
+/// The largest file that is read back, in bytes.
+const FILE_LIMIT: u64 = 64 * 1024 * 1024;
+
+/// What a publication did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    /// The files that changed, below the sidecar's folder, sorted.
+    pub changed: Vec<String>,
+    /// Whether Envoy was seen to run exactly this. It cannot be seen while Envoy does not run.
+    pub verified: bool,
+}
+
+/// Writes the files of sidecars below one root.
+#[derive(Debug, Clone)]
+pub struct Publisher {
+    root: Root,
+}
+
+impl Publisher {
+    /// Publishes below `root`.
+    pub fn new(root: Root) -> Self {
+        Publisher { root }
+    }
+
+    /// Which files [`Publisher::publish`] would change, sorted. Touches nothing.
+    ///
+    /// # Errors
+    /// As [`Publisher::publish`], but for what only a write or Envoy can say.
+    pub fn diff(
+        &self,
+        service: &ServicePlan,
+        mesh: &MeshView,
+        credentials: Option<&Credentials>,
+    ) -> Result<Vec<String>, Fault> {
+        let layout = self.checked_layout(service)?;
+        let set = FileSet::new(&resources(service, mesh, &self.root)?, credentials);
+        let differs = |path: &str, bytes: &[u8]| on_disk(&layout, path).is_none_or(|old| old != bytes);
+        let mut changed: Vec<String> = set
+            .files()
+            .iter()
+            .filter(|(path, bytes)| differs(path, bytes))
+            .map(|(path, _)| path.clone())
+            .collect();
+        if differs(BOOTSTRAP, &bootstrap_bytes(service, &self.root)) {
+            changed.push(BOOTSTRAP.to_owned());
+        }
+        changed.extend(superfluous(&layout, &set));
+        changed.sort();
+        Ok(changed)
+    }
+
+    /// Writes what the sidecar of `service` shall do, and sees to it that a running Envoy does it.
+    ///
+    /// Without `credentials`, the certificates that were written before stay. While Envoy is not
+    /// live the files are written all the same; call again once it is, to have them verified.
+    ///
+    /// # Errors
+    /// `ENM-E010` to `ENM-E013`: nothing was written. `ENM-E030`: Envoy refused; the last good
+    /// files are back in force if there were any. `ENM-E031`: Envoy did not look in time.
+    /// `ENM-X00*`: a file could not be written; what Envoy runs is unharmed.
+    pub async fn publish(
+        &self,
+        service: &ServicePlan,
+        mesh: &MeshView,
+        credentials: Option<&Credentials>,
+    ) -> Result<Published, Fault> {
+        let layout = self.checked_layout(service)?;
+        if mesh.trust_domain.is_empty() {
+            return Err(EnvoyError::NoTrustDomain.into());
+        }
+        let mut set = FileSet::new(&resources(service, mesh, &self.root)?, credentials);
+        if credentials.is_none() {
+            keep_secrets(&layout, &mut set)?;
+        }
+        self.publish_files(service, &set).await
+    }
+
+    /// As [`Publisher::publish`], for files that are rendered already.
+    ///
+    /// # Errors
+    /// As [`Publisher::publish`].
+    pub async fn publish_files(&self, service: &ServicePlan, set: &FileSet) -> Result<Published, Fault> {
+        let layout = self.checked_layout(service)?;
+        let mut writer = Writer { layout: &layout, gid: service.sidecar.gid, written: BTreeSet::new() };
+        writer.make_folders()?;
+        writer.write(BOOTSTRAP, &bootstrap_bytes(service, &self.root))?;
+        let admin = Admin::new(layout.admin_socket());
+        if admin.ready().await != Readiness::Live {
+            for path in in_order(set) {
+                writer.write(path, set.get(path).unwrap_or_default())?;
+            }
+            writer.sweep(set)?;
+            return Ok(writer.done(false));
+        }
+        let before = Snapshot::take(&admin).await?;
+        let mut session = Session { writer, admin, before, deadline: Instant::now() + TAKE_LIMIT };
+        match session.replace(set).await? {
+            Verdict::Taken => {
+                session.writer.sweep(set)?;
+                session.writer.keep_as_last_good(set)?;
+                Ok(session.writer.done(true))
+            }
+            Verdict::Late(files) => {
+                Err(EnvoyError::NotTaken { what: files.join(", "), limit: TAKE_LIMIT }.into())
+            }
+            Verdict::Rejected(files) => {
+                let reason = reason::of_refusal(&session.admin, service, &self.root, set, &files).await;
+                let rolled_back = session.roll_back(set, &files).await?;
+                Err(EnvoyError::Rejected { what: files.join(", "), reason, rolled_back }.into())
+            }
+        }
+    }
+
+    /// Removes everything of a sidecar. Envoy should have ended before.
+    ///
+    /// # Errors
+    /// `ENM-X002`, `ENM-X003`: the folder could not be removed.
+    pub fn remove(&self, service: &ServicePlan) -> Result<bool, Fault> {
+        files::remove_folder(Layout::new(service, &self.root).folder())
+    }
+
+    fn checked_layout(&self, service: &ServicePlan) -> Result<Layout, Fault> {
+        let layout = Layout::new(service, &self.root);
+        let path = layout.admin_socket();
+        if path.as_os_str().len() > SOCKET_PATH_MAX {
+            return Err(EnvoyError::SocketPath { path }.into());
+        }
+        Ok(layout)
+    }
+}
+
+const BOOTSTRAP: &str = "bootstrap.json";
+
+fn bootstrap_bytes(service: &ServicePlan, root: &Root) -> Vec<u8> {
+    format!("{:#}\n", bootstrap(service, root)).into_bytes()
+}
+
+fn on_disk(layout: &Layout, path: &str) -> Option<Vec<u8>> {
+    files::read(&layout.path(path), FILE_LIMIT).ok().flatten()
+}
+
+/// Takes the certificates that are on disk into `set`.
+fn keep_secrets(layout: &Layout, set: &mut FileSet) -> Result<(), Fault> {
+    for name in [super::secrets::LEAF, super::secrets::ROOT] {
+        let path = super::layout::secret_file(name);
+        let bytes = on_disk(layout, &path).ok_or(EnvoyError::NoCredentials)?;
+        set.insert_bytes(&path, bytes);
+    }
+    Ok(())
+}
+
+/// The paths of `set` so that each comes after what it refers to: certificates, endpoints,
+/// clusters, listeners.
+fn in_order(set: &FileSet) -> Vec<&str> {
+    let rank = |path: &str| match path {
+        LDS => 3,
+        CDS => 2,
+        _ if path.starts_with(SECRETS) => 0,
+        _ => 1,
+    };
+    let mut paths: Vec<&str> = set.files().keys().map(String::as_str).collect();
+    paths.sort_by_key(|path| (rank(path), *path));
+    paths
+}
+
+/// The files of clusters that are not in `set` any more.
+fn superfluous(layout: &Layout, set: &FileSet) -> Vec<String> {
+    names_in(&layout.path(EDS))
+        .into_iter()
+        .map(|name| format!("{EDS}/{name}"))
+        .filter(|path| set.get(path).is_none())
+        .collect()
+}
+
+/// The names of the JSON files in a folder, sorted; none where there is no folder.
+fn names_in(folder: &Path) -> BTreeSet<String> {
+    fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| name.ends_with(".json") && !name.starts_with('.'))
+        .collect()
+}
+
+/// Writes below one sidecar's folder and remembers what changed.
+struct Writer<'a> {
+    layout: &'a Layout,
+    gid: u32,
+    written: BTreeSet<String>,
+}
+
+impl Writer<'_> {
+    fn make_folders(&self) -> Result<(), Fault> {
+        let closed = Access::group(0o750, self.gid);
+        for folder in ["", EDS, SECRETS, LAST_GOOD] {
+            files::folder(&self.layout.path(folder), closed)?;
+        }
+        for folder in [EDS, SECRETS] {
+            files::folder(&self.layout.path(LAST_GOOD).join(folder), closed)?;
+        }
+        files::folder(&self.layout.admin_folder(), Access::group(0o770, self.gid))
+    }
+
+    fn write(&mut self, path: &str, bytes: &[u8]) -> Result<bool, Fault> {
+        let changed = files::write(&self.layout.path(path), bytes, Access::group(0o640, self.gid))?;
+        if changed {
+            self.written.insert(path.to_owned());
+        }
+        Ok(changed)
+    }
+
+    /// Renames the same bytes into place once more, so that Envoy looks at them again. Equal files
+    /// are left alone otherwise; one that nobody can write is not equal.
+    fn write_again(&mut self, path: &str, bytes: &[u8]) -> Result<(), Fault> {
+        files::write(&self.layout.path(path), bytes, Access::group(0o440, self.gid))?;
+        self.write(path, bytes).map(drop)
+    }
+
+    fn sweep(&mut self, set: &FileSet) -> Result<(), Fault> {
+        for path in superfluous(self.layout, set) {
+            files::remove(&self.layout.path(&path))?;
+            self.written.insert(path);
+        }
+        Ok(())
+    }
+
+    fn keep_as_last_good(&self, set: &FileSet) -> Result<(), Fault> {
+        let folder = self.layout.path(LAST_GOOD);
+        for (path, bytes) in set.files() {
+            files::write(&folder.join(path), bytes, Access::group(0o640, self.gid))?;
+        }
+        for name in names_in(&folder.join(EDS)) {
+            if set.get(&format!("{EDS}/{name}")).is_none() {
+                files::remove(&folder.join(EDS).join(name))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn last_good(&self) -> FileSet {
+        let folder = self.layout.path(LAST_GOOD);
+        let mut set = FileSet::default();
+        for below in ["", EDS, SECRETS] {
+            for name in names_in(&folder.join(below)) {
+                let path = if below.is_empty() { name } else { format!("{below}/{name}") };
+                if let Some(bytes) = on_disk(self.layout, &format!("{LAST_GOOD}/{path}")) {
+                    set.insert_bytes(&path, bytes);
+                }
+            }
+        }
+        set
+    }
+
+    fn done(self, verified: bool) -> Published {
+        Published { changed: self.written.into_iter().collect(), verified }
+    }
+}
+
+/// One publication to an Envoy that runs.
+struct Session<'a> {
+    writer: Writer<'a>,
+    admin: Admin,
+    before: Snapshot,
+    deadline: Instant,
+}
+
+impl Session<'_> {
+    /// Make before break: what is new is there before anything refers to it, and what is old goes
+    /// when nothing refers to it any more.
+    async fn replace(&mut self, set: &FileSet) -> Result<Verdict, Fault> {
+        let stale = self.before.stale(set);
+        for path in in_order(set) {
+            if path == LDS || path == CDS {
+                continue;
+            }
+            self.write(path, set, &stale)?;
+        }
+        let both = self.with_old_clusters(set);
+        for (path, from) in [(CDS, both.as_ref().unwrap_or(set)), (LDS, set), (CDS, set)] {
+            if self.write(path, from, &stale)? {
+                match self.wait(from, |candidate| candidate == path).await? {
+                    Verdict::Taken => {}
+                    other => return Ok(other),
+                }
+            }
+        }
+        self.wait(set, |_| true).await
+    }
+
+    /// Writes a file that differs from what is on disk or from what Envoy runs.
+    fn write(&mut self, path: &str, set: &FileSet, stale: &BTreeSet<String>) -> Result<bool, Fault> {
+        let bytes = set.get(path).unwrap_or_default();
+        let changed = self.writer.write(path, bytes)?;
+        if !changed && stale.contains(path) && !self.writer.written.contains(path) {
+            self.writer.write_again(path, bytes)?;
+            return Ok(true);
+        }
+        Ok(changed)
+    }
+
+    /// `set` with those clusters besides that are in force and that `set` has not; `None` when
+    /// there are none.
+    fn with_old_clusters(&self, set: &FileSet) -> Option<FileSet> {
+        let mut clusters = resources_of(set.get(CDS)?);
+        let name = |cluster: &Value| cluster.get("name").and_then(Value::as_str).map(str::to_owned);
+        let wanted: BTreeSet<Option<String>> = clusters.iter().map(name).collect();
+        let old = resources_of(&on_disk(self.writer.layout, CDS)?);
+        let only_old: Vec<Value> =
+            old.into_iter().filter(|cluster| !wanted.contains(&name(cluster))).collect();
+        if only_old.is_empty() {
+            return None;
+        }
+        clusters.extend(only_old);
+        let mut both = set.clone();
+        both.insert(CDS, &clusters);
+        Some(both)
+    }
+
+    async fn wait(&self, set: &FileSet, paths: impl Fn(&str) -> bool) -> Result<Verdict, Fault> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        wait(&self.admin, &self.before, set, paths, &self.writer.written, left).await
+    }
+
+    /// Puts the last good listeners and clusters back. Endpoints and certificates that Envoy did
+    /// not refuse stay new: they are the truth of the day, whatever is wrong with the rest.
+    /// Returns whether there was something to go back to.
+    async fn roll_back(&mut self, refused: &FileSet, rejected: &[String]) -> Result<bool, Fault> {
+        let good = self.writer.last_good();
+        if good.get(LDS).is_none() || good == *refused {
+            return Ok(false);
+        }
+        self.before = Snapshot::take(&self.admin).await?;
+        self.deadline = Instant::now() + TAKE_LIMIT;
+        self.writer.written.clear();
+        let mut back = FileSet::default();
+        for path in in_order(&good) {
+            let bytes = good.get(path).unwrap_or_default();
+            let structure = path == LDS || path == CDS;
+            if structure || rejected.iter().any(|r| r == path) || on_disk(self.writer.layout, path).is_none()
+            {
+                self.writer.write(path, bytes)?;
+                back.insert_bytes(path, bytes.to_vec());
+            }
+        }
+        self.wait(&back, |_| true).await?;
+        Ok(true)
+    }
+}

@@ -1,0 +1,330 @@
+//! The planner itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::allocate::{self, PortPool};
+use super::capture::Captures;
+use super::facts::User;
+use super::problem::PlanError;
+use super::registration::registration;
+use super::{
+    Allocations, DnsPlan, ExplicitUpstream, Generation, HostFacts, Instance, MeshView, Plan, RedirectPolicy,
+    ServicePlan, SidecarPlan,
+};
+use crate::base::Fault;
+use crate::config::value::{AddressSpec, Port, ServiceId, ServiceName, UserSpec};
+use crate::config::{Config, DnsMode, HostConfig, Mode, ServiceConfig};
+
+/// Where each sidecar has its folder.
+const RUN_FOLDER: &str = "/run/enmesh";
+
+/// What should be true on this host.
+///
+/// A service that cannot be planned is left out with a fault in [`Plan::errors`] — or, where it was
+/// good before, stays as it was. No other service notices.
+pub fn plan(config: &Config, facts: &HostFacts) -> Plan {
+    let mut builder = Builder::new(config, facts);
+    let sidecar_user = builder.sidecar_user();
+    if let Some(user) = sidecar_user {
+        for service in wanted(config, facts) {
+            builder.add(&service, user);
+        }
+    }
+    builder.finish()
+}
+
+/// The enabled services: those whose files are good, and the last good form of those whose files are
+/// not. Those that are in force as they are come first, so that a newcomer that wants what another
+/// has is the one to be refused; then by id.
+fn wanted(config: &Config, facts: &HostFacts) -> Vec<ServiceConfig> {
+    let mut services: BTreeMap<ServiceId, ServiceConfig> =
+        config.services.iter().map(|service| (service.id(), service.clone())).collect();
+    for (id, service) in &facts.last_good {
+        if in_error(config, &service.source) {
+            services.entry(id.clone()).or_insert_with(|| service.clone());
+        }
+    }
+    let (in_force, others): (Vec<_>, Vec<_>) = services
+        .into_values()
+        .filter(|service| service.enabled)
+        .partition(|service| facts.last_good.get(&service.id()) == Some(service));
+    in_force.into_iter().chain(others).collect()
+}
+
+fn in_error(config: &Config, file: &Path) -> bool {
+    config.errors.iter().filter_map(|fault| fault.place.as_ref()).any(|place| place.file == file)
+}
+
+/// Everything that grows while services are added.
+struct Builder<'a> {
+    config: &'a Config,
+    facts: &'a HostFacts,
+    host: &'a HostConfig,
+    allocations: Allocations,
+    mesh: MeshView,
+    wanted: BTreeSet<ServiceId>,
+    apps: BTreeSet<u16>,
+    services: BTreeMap<ServiceId, ServicePlan>,
+    captures: Captures,
+    dns_modes: BTreeSet<DnsMode>,
+    errors: Vec<Fault>,
+    warnings: Vec<Fault>,
+}
+
+impl<'a> Builder<'a> {
+    fn new(config: &'a Config, facts: &'a HostFacts) -> Self {
+        let services = wanted(config, facts);
+        Builder {
+            config,
+            facts,
+            host: &config.host,
+            allocations: facts.allocations.clone(),
+            mesh: facts.mesh.clone(),
+            wanted: services.iter().map(ServiceConfig::id).collect(),
+            apps: services.iter().filter_map(|service| service.port).map(Port::get).collect(),
+            services: BTreeMap::new(),
+            captures: Captures::default(),
+            dns_modes: BTreeSet::new(),
+            errors: Vec::new(),
+            warnings: Vec::new(),
+        }
+    }
+
+    fn sidecar_user(&mut self) -> Option<User> {
+        let user = match &self.host.envoy.user {
+            UserSpec::Name(name) => self.facts.users.get(name).copied(),
+            UserSpec::Uid(uid) => {
+                let known = self.facts.users.values().find(|user| user.uid == *uid).copied();
+                Some(known.unwrap_or(User { uid: *uid, gid: *uid }))
+            }
+        };
+        if user.is_none() && !self.wanted.is_empty() {
+            self.errors.push(PlanError::NoSidecarUser { user: self.host.envoy.user.clone() }.into());
+        }
+        user
+    }
+
+    /// Adds a service as configured, or as it last was when it was good, or not at all.
+    fn add(&mut self, service: &ServiceConfig, user: User) {
+        if in_error(self.config, &service.source) {
+            self.warnings
+                .push(Fault::from(PlanError::KeptLastGood { id: service.id() }).of_service(service.id()));
+        }
+        let Err(error) = self.try_add(service, user) else { return };
+        let id = service.id();
+        self.errors.push(Fault::from(error).of_service(&id));
+        let before = self.facts.last_good.get(&id).filter(|before| *before != service);
+        if let Some(before) = before
+            && self.try_add(before, user).is_ok()
+        {
+            self.warnings.push(Fault::from(PlanError::KeptLastGood { id: id.clone() }).of_service(id));
+        }
+    }
+
+    fn try_add(&mut self, service: &ServiceConfig, user: User) -> Result<(), PlanError> {
+        let id = service.id();
+        let transparent = service.capture.mode == Mode::Transparent;
+        if service.capture.dns == DnsMode::Redirect {
+            return Err(PlanError::NotYet { id, setting: "capture.dns = \"redirect\"".to_owned() });
+        }
+        // Everything that can fail is worked out first; only then does the service count.
+        let mut allocations = self.allocations.clone();
+        let outbound = match transparent {
+            true => Some(self.pool("outbound").port(&mut allocations.outbound, &self.wanted, &id)?),
+            false => None,
+        };
+        let inbound = match service.port {
+            Some(_) => Some(self.pool("inbound").port(&mut allocations.inbound, &self.wanted, &id)?),
+            None => None,
+        };
+        if transparent {
+            let ports = (outbound, inbound);
+            self.captures.add(service, ports, user.uid, self.facts, &mut self.warnings)?;
+        }
+        self.allocations = allocations;
+        let address = self.address(service);
+        self.join_mesh(service, address, inbound);
+        self.dns_modes.insert(service.capture.dns);
+        let plan = self.service_plan(service, user, address, outbound, inbound);
+        self.services.insert(id, plan);
+        Ok(())
+    }
+
+    fn pool(&self, kind: &'static str) -> PortPool<'_> {
+        let range = if kind == "outbound" { self.host.ports.outbound } else { self.host.ports.inbound };
+        PortPool { kind, range, foreign: &self.facts.foreign_ports, apps: &self.apps }
+    }
+
+    fn address(&self, service: &ServiceConfig) -> Option<IpAddr> {
+        let mut addresses = self.facts.addresses.iter();
+        match &service.address {
+            AddressSpec::Ip(ip) => Some(*ip),
+            AddressSpec::Interface(name) => {
+                addresses.find(|a| a.interface == name.as_str()).map(|a| a.address)
+            }
+            AddressSpec::Auto => self.facts.default_source.or_else(|| addresses.next().map(|a| a.address)),
+        }
+    }
+
+    /// A service of this host is part of the mesh as this host sees it, whether or not the control
+    /// plane lists it.
+    fn join_mesh(&mut self, service: &ServiceConfig, address: Option<IpAddr>, inbound: Option<u16>) {
+        let entry = self.mesh.services.entry(service.name.clone()).or_default();
+        if let Some(ip) = service.legacy.as_ref().and_then(|legacy| legacy.virtual_ip) {
+            entry.virtual_ips.insert(ip);
+        }
+        if let (Some(address), Some(port)) = (address, inbound)
+            && !entry.instances.iter().any(|instance| instance.address == address)
+        {
+            let service_port = service.port.map(Port::get);
+            entry.instances.insert(Instance { address, port, service_port });
+        }
+    }
+
+    fn service_plan(
+        &self,
+        service: &ServiceConfig,
+        user: User,
+        address: Option<IpAddr>,
+        outbound_port: Option<u16>,
+        inbound_port: Option<u16>,
+    ) -> ServicePlan {
+        let id = service.id();
+        ServicePlan {
+            name: service.name.clone(),
+            port: service.port,
+            address,
+            identity: self.mesh.spiffe_id(&service.name),
+            sidecar: SidecarPlan {
+                uid: user.uid,
+                gid: user.gid,
+                program: self.program(),
+                outbound_port,
+                inbound_port,
+                ipv6: self.facts.ipv6,
+                folder: Path::new(RUN_FOLDER).join(id.as_str()),
+                drain: self.host.envoy.drain,
+                config: service.proxy.config.clone(),
+            },
+            upstreams: service
+                .upstreams
+                .iter()
+                .map(|up| ExplicitUpstream { service: up.name.clone(), port: up.local_port.get() })
+                .collect(),
+            registration: complete(registration(service), &id, address, inbound_port),
+            id,
+        }
+    }
+
+    /// Where it is not installed yet, the place where packages put it: an offline look at another
+    /// host's configuration needs no Envoy, and starting it says what is missing.
+    fn program(&self) -> PathBuf {
+        self.facts.envoy.clone().unwrap_or_else(|| Path::new("/usr/bin").join(&self.host.envoy.path))
+    }
+
+    fn finish(mut self) -> Plan {
+        self.allocate_virtual_ips();
+        let redirect = self.redirect();
+        let dns = self.dns();
+        self.errors.sort_by(|a, b| (&a.service, &a.code).cmp(&(&b.service, &b.code)));
+        let mut plan = Plan {
+            generation: Generation::default(),
+            allocations: self.allocations,
+            services: self.services,
+            virtual_net: redirect.virtual_route,
+            redirect,
+            dns,
+            mesh: self.mesh,
+            errors: self.errors,
+            warnings: self.warnings,
+        };
+        plan.generation = generation(&plan, self.facts.previous.as_ref());
+        plan.redirect.generation = plan.generation.clone();
+        plan
+    }
+
+    fn allocate_virtual_ips(&mut self) {
+        let names: BTreeSet<ServiceName> = self.mesh.services.keys().cloned().collect();
+        let taken: BTreeSet<IpAddr> =
+            self.mesh.services.values().flat_map(|service| service.virtual_ips.iter().copied()).collect();
+        for name in &names {
+            let without = self.mesh.services.get_mut(name).filter(|service| service.virtual_ips.is_empty());
+            let Some(service) = without else { continue };
+            let given = &mut self.allocations.virtual_ips;
+            match allocate::virtual_ip(given, &taken, &names, self.host.virtual_ips, name) {
+                Ok(ip) => drop(service.virtual_ips.insert(IpAddr::V4(ip))),
+                Err(error) => self.errors.push(error.into()),
+            }
+        }
+    }
+
+    fn redirect(&mut self) -> RedirectPolicy {
+        let own: BTreeSet<IpAddr> = self.facts.addresses.iter().map(|a| a.address).collect();
+        let consul = match &self.host.consul.user {
+            Some(UserSpec::Uid(uid)) => Some(*uid),
+            Some(UserSpec::Name(name)) => self.facts.users.get(name).map(|user| user.uid),
+            None => self.facts.users.get("consul").map(|user| user.uid),
+        };
+        let proxy_uids: BTreeSet<u32> =
+            self.services.values().map(|service| service.sidecar.uid).chain(consul).collect();
+        std::mem::take(&mut self.captures).policy(self.host.virtual_ips, &self.mesh, &own, proxy_uids)
+    }
+
+    fn dns(&self) -> DnsPlan {
+        let wanted = self.dns_modes.iter().any(|mode| *mode != DnsMode::Off);
+        let name = |name: &ServiceName| format!("{}.virtual.consul", name.as_str().to_ascii_lowercase());
+        let services = self.mesh.services.iter().filter(|_| wanted);
+        DnsPlan {
+            listen: wanted.then_some(self.host.dns.listen),
+            resolved: self.facts.systemd && self.dns_modes.contains(&DnsMode::Resolved),
+            records: services
+                .map(|(service, entry)| (name(service), entry.virtual_ips.iter().copied().collect()))
+                .collect(),
+        }
+    }
+}
+
+/// The registration with what enmesh knows beyond the service file.
+fn complete(mut registration: Value, id: &ServiceId, address: Option<IpAddr>, sidecar: Option<u16>) -> Value {
+    let Some(service) = registration.get_mut("service").and_then(Value::as_object_mut) else {
+        return registration;
+    };
+    service.entry("id").or_insert_with(|| json!(id));
+    if let Some(address) = address {
+        service.entry("address").or_insert_with(|| json!(address));
+    }
+    let nested = service.get_mut("connect").and_then(|connect| connect.get_mut("sidecar_service"));
+    if let (Some(port), Some(nested)) = (sidecar, nested.and_then(Value::as_object_mut)) {
+        nested.entry("port").or_insert_with(|| json!(port));
+    }
+    registration.sort_all_objects();
+    registration
+}
+
+fn generation(plan: &Plan, previous: Option<&Generation>) -> Generation {
+    /// Everything that converges; a change in any of it is another generation.
+    #[derive(Serialize)]
+    struct Content<'a> {
+        services: &'a BTreeMap<ServiceId, ServicePlan>,
+        redirect: &'a RedirectPolicy,
+        dns: &'a DnsPlan,
+        mesh: &'a MeshView,
+    }
+    let content =
+        Content { services: &plan.services, redirect: &plan.redirect, dns: &plan.dns, mesh: &plan.mesh };
+    // Plain data with string keys always serialises; an empty text would only merge generations.
+    let bytes = serde_json::to_vec(&content).unwrap_or_default();
+    let hash: String = Sha256::digest(&bytes).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    let number = match previous {
+        Some(previous) if previous.hash == hash => previous.number,
+        Some(previous) => previous.number + 1,
+        None => 1,
+    };
+    Generation { number, hash }
+}

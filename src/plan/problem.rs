@@ -1,0 +1,182 @@
+//! Why a service cannot be planned. The other services are planned all the same.
+
+use ipnet::Ipv4Net;
+
+use crate::base::{Class, Explain};
+use crate::config::value::{PortRange, ServiceId, UserSpec};
+
+/// What the planner can refuse.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// The sidecars' user does not exist.
+    #[error("the sidecars' user `{user}` does not exist on this host")]
+    NoSidecarUser {
+        /// As configured.
+        user: UserSpec,
+    },
+    /// A user of a service file does not exist.
+    #[error("service `{id}`: the user `{user}` of `{field}` does not exist on this host")]
+    NoUser {
+        /// The service.
+        id: ServiceId,
+        /// As configured.
+        user: UserSpec,
+        /// Which key names it.
+        field: &'static str,
+    },
+    /// Nobody knows which user a unit runs as.
+    #[error("service `{id}`: no unit `{unit}` is known on this host")]
+    NoUnit {
+        /// The service.
+        id: ServiceId,
+        /// The unit.
+        unit: String,
+    },
+    /// A port name that `/etc/services` does not have.
+    #[error("service `{id}`: `/etc/services` knows no TCP port named `{name}`")]
+    NoPortName {
+        /// The service.
+        id: ServiceId,
+        /// The name.
+        name: String,
+    },
+    /// Two services would capture the same traffic.
+    #[error("service `{id}` and service `{other}` both capture {what}")]
+    Overlap {
+        /// The service that is left out.
+        id: ServiceId,
+        /// The one that stays.
+        other: ServiceId,
+        /// What both want.
+        what: String,
+    },
+    /// The service would capture its own sidecar.
+    #[error("service `{id}` captures the user that sidecars run as (uid {uid})")]
+    CapturesSidecar {
+        /// The service.
+        id: ServiceId,
+        /// The user.
+        uid: u32,
+    },
+    /// A stranger listens on a port that was given to a sidecar.
+    #[error("service `{id}`: another program listens on port {port}, its sidecar's {kind} port")]
+    PortTaken {
+        /// The service.
+        id: ServiceId,
+        /// `outbound` or `inbound`.
+        kind: &'static str,
+        /// The port.
+        port: u16,
+    },
+    /// No port is left.
+    #[error("service `{id}`: no {kind} port is left in {range}")]
+    PortsUsedUp {
+        /// The service.
+        id: ServiceId,
+        /// `outbound` or `inbound`.
+        kind: &'static str,
+        /// The range.
+        range: PortRange,
+    },
+    /// No virtual IP is left.
+    #[error("no virtual IP is left in {pool}")]
+    VirtualIpsUsedUp {
+        /// The pool.
+        pool: Ipv4Net,
+    },
+    /// A setting that this version does not carry out.
+    #[error("service `{id}`: `{setting}` is not carried out by this version")]
+    NotYet {
+        /// The service.
+        id: ServiceId,
+        /// The setting.
+        setting: String,
+    },
+    /// The last good configuration is used instead of a bad one (a warning).
+    #[error("service `{id}` keeps its last good configuration, because its file is in error")]
+    KeptLastGood {
+        /// The service.
+        id: ServiceId,
+    },
+    /// A captured port is bypassed as well (a warning).
+    #[error(
+        "service `{id}`: its port {port} is among `bypass.inbound_ports`, so connections to it arrive in the clear"
+    )]
+    PortBypassed {
+        /// The service.
+        id: ServiceId,
+        /// The port.
+        port: u16,
+    },
+    /// Nothing is refused while the sidecar is away (a warning).
+    #[error(
+        "service `{id}`: on_proxy_failure = \"open\" sends traffic in the clear while its sidecar is not live"
+    )]
+    FailsOpen {
+        /// The service.
+        id: ServiceId,
+    },
+}
+
+impl Explain for PlanError {
+    fn code(&self) -> &'static str {
+        match self {
+            PlanError::NoSidecarUser { .. } => "ENM-P001",
+            PlanError::NoUser { .. } => "ENM-P002",
+            PlanError::NoUnit { .. } => "ENM-P003",
+            PlanError::NoPortName { .. } => "ENM-P004",
+            PlanError::Overlap { .. } => "ENM-P005",
+            PlanError::CapturesSidecar { .. } => "ENM-P006",
+            PlanError::PortTaken { .. } => "ENM-P007",
+            PlanError::PortsUsedUp { .. } => "ENM-P008",
+            PlanError::VirtualIpsUsedUp { .. } => "ENM-P009",
+            PlanError::NotYet { .. } => "ENM-P010",
+            PlanError::KeptLastGood { .. } => "ENM-P011",
+            PlanError::PortBypassed { .. } => "ENM-P012",
+            PlanError::FailsOpen { .. } => "ENM-P013",
+        }
+    }
+
+    fn hint(&self) -> String {
+        match self {
+            PlanError::NoSidecarUser { user } => format!(
+                "create it (`useradd --system --no-create-home --shell /usr/sbin/nologin {user}`, or install the package, which does), or set [envoy] user"
+            ),
+            PlanError::NoUser { user, .. } => {
+                format!("create the user `{user}` first, or correct the name; `getent passwd {user}` must find it")
+            }
+            PlanError::NoUnit { unit, .. } => {
+                format!("install the unit first, or correct its name; `systemctl cat {unit}` must find it")
+            }
+            PlanError::NoPortName { .. } => "write the port as a number".to_owned(),
+            PlanError::Overlap { .. } => {
+                "give each service a user of its own (scope = \"user:NAME\"); at most one service may have scope = \"host\"".to_owned()
+            }
+            PlanError::CapturesSidecar { .. } => {
+                "run the application under a user of its own: what runs as the sidecars' user bypasses the mesh".to_owned()
+            }
+            PlanError::PortTaken { port, kind, .. } => format!(
+                "stop the other program (`ss -ltnp 'sport = :{port}'` names it), or move [ports] {kind} in the host file"
+            ),
+            PlanError::PortsUsedUp { kind, .. } => format!("widen [ports] {kind} in the host file"),
+            PlanError::VirtualIpsUsedUp { .. } => "widen virtual_ips in the host file".to_owned(),
+            PlanError::NotYet { setting, .. } => format!("leave out `{setting}`; the CHANGELOG says when it comes"),
+            PlanError::KeptLastGood { .. } => {
+                "correct the file as the error above says; `enmesh check` validates it".to_owned()
+            }
+            PlanError::PortBypassed { port, .. } => {
+                format!("take {port} out of bypass.inbound_ports, or set inbound = \"none\" to say that it is meant")
+            }
+            PlanError::FailsOpen { .. } => {
+                "use \"closed\" unless being reachable matters more than being private".to_owned()
+            }
+        }
+    }
+
+    fn class(&self) -> Class {
+        match self {
+            PlanError::PortTaken { .. } | PlanError::NoUnit { .. } => Class::Unavailable,
+            _ => Class::Config,
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! What the planner promises, as properties and cases.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use proptest::prelude::*;
+
+use super::facts::{HostAddress, User};
+use super::*;
+use crate::base::Place;
+use crate::config::value::{Port, Scope, ServiceName};
+use crate::config::{Capture, Config, Inbound, ServiceConfig};
+
+/// A minimal service, as the two-line file says it.
+fn service(name: &str, port: Option<u16>, scope: &str) -> ServiceConfig {
+    let name: ServiceName = name.parse().unwrap();
+    let mut service: ServiceConfig = serde_json::from_value(serde_json::json!({ "name": name })).unwrap();
+    service.port = port.and_then(Port::new);
+    service.capture.scope = scope.parse::<Scope>().unwrap();
+    service.source = format!("/etc/enmesh/services/{name}.toml").into();
+    service
+}
+
+fn facts() -> HostFacts {
+    let user = |uid| User { uid, gid: uid };
+    HostFacts {
+        hostname: "vm".to_owned(),
+        users: [("envoy", 5995), ("consul", 102), ("app", 1000), ("other", 1001)]
+            .map(|(name, uid)| (name.to_owned(), user(uid)))
+            .into(),
+        port_names: [("postgresql".to_owned(), 5432)].into(),
+        addresses: vec![HostAddress { interface: "eth0".to_owned(), address: "10.9.0.2".parse().unwrap() }],
+        ipv6: true,
+        mesh: MeshView { trust_domain: "1.consul".to_owned(), ..MeshView::default() },
+        ..HostFacts::default()
+    }
+}
+
+fn config(services: Vec<ServiceConfig>) -> Config {
+    Config { services, ..Config::default() }
+}
+
+fn codes(faults: &[Fault]) -> Vec<&str> {
+    faults.iter().map(|fault| &*fault.code).collect()
+}
+
+#[test]
+fn the_two_line_service_is_captured_whole() {
+    let plan = plan(&config(vec![service("api", Some(8080), "host")]), &facts());
+    assert_eq!(plan.errors, []);
+    let id = "api".parse().unwrap();
+    assert_eq!(plan.services[&id].sidecar.outbound_port, Some(15001));
+    assert_eq!(plan.services[&id].sidecar.inbound_port, Some(21000));
+    assert_eq!(plan.services[&id].identity.to_string(), "spiffe://1.consul/ns/default/dc/dc1/svc/api");
+    assert_eq!(plan.redirect.outbound[&id].who, Who::Everyone);
+    assert_eq!(plan.redirect.inbound[&id].ports, InboundPorts::One(8080));
+    assert_eq!(plan.redirect.proxy_uids, BTreeSet::from([102, 5995]));
+    let ip = plan.mesh.services[&"api".parse().unwrap()].virtual_ips.first().copied().unwrap();
+    assert_eq!(plan.dns.records["api.virtual.consul"], [ip]);
+    assert!(plan.redirect.virtual_nets.iter().any(|net| net.contains(&ip)));
+}
+
+#[test]
+fn each_kind_of_bad_service_is_refused_alone() {
+    let mut broken = vec![
+        service("no-user", None, "user:nobody-here"),
+        service("no-unit", None, "unit:gone.service"),
+        service("sidecar", None, "user:envoy"),
+        service("overlap", None, "user:1000"),
+        service("same-port", Some(8080), "user:other"),
+        service("namespace", None, "netns:blue"),
+        service("port-name", None, "user:77"),
+    ];
+    broken[6].capture.bypass.outbound_ports = vec!["no-such-port".parse().unwrap()];
+    let mut services = vec![service("api", Some(8080), "user:app")];
+    services.extend(broken);
+    let plan = plan(&config(services), &facts());
+    let said: Vec<_> = plan.errors.iter().map(|f| (f.service.as_deref().unwrap(), &*f.code)).collect();
+    assert_eq!(
+        said,
+        [
+            ("namespace", "ENM-P010"),
+            ("no-unit", "ENM-P003"),
+            ("no-user", "ENM-P002"),
+            ("overlap", "ENM-P005"),
+            ("port-name", "ENM-P004"),
+            ("same-port", "ENM-P005"),
+            ("sidecar", "ENM-P006"),
+        ]
+    );
+    assert_eq!(plan.services.len(), 1, "the good one is planned");
+    assert_eq!(plan.redirect.outbound.len(), 1, "and nothing of the bad ones is captured");
+}
+
+#[test]
+fn a_service_whose_file_went_bad_stays_as_it_was() {
+    let good = service("api", Some(8080), "user:app");
+    let mut facts = facts();
+    facts.last_good.insert(good.id(), good.clone());
+    let before = plan(&config(vec![good.clone()]), &facts);
+
+    let mut fault = Fault::from(PlanError::VirtualIpsUsedUp { pool: "240.0.0.0/4".parse().unwrap() });
+    fault.place = Some(Place::whole(&good.source));
+    let torn = Config { errors: vec![fault], ..Config::default() };
+    facts.previous = Some(before.generation.clone());
+    let kept = plan(&torn, &facts);
+    assert_eq!(kept.generation, before.generation, "nothing changed");
+    assert_eq!(codes(&kept.warnings), ["ENM-P011"]);
+
+    let mut unknown_user = good;
+    unknown_user.capture.scope = "user:gone".parse().unwrap();
+    let kept = plan(&config(vec![unknown_user]), &facts);
+    assert_eq!(codes(&kept.errors), ["ENM-P002"]);
+    assert_eq!(kept.redirect, before.redirect);
+
+    assert!(plan(&Config::default(), &facts).services.is_empty(), "a file that is gone is gone");
+}
+
+#[test]
+fn a_newcomer_does_not_take_what_another_has() {
+    let settled = service("web", None, "user:app");
+    let mut facts = facts();
+    facts.last_good.insert(settled.id(), settled.clone());
+    let plan = plan(&config(vec![service("api", None, "user:app"), settled]), &facts);
+    assert_eq!(plan.services.keys().map(|id| id.as_str()).collect::<Vec<_>>(), ["web"]);
+    assert_eq!(plan.errors[0].service.as_deref(), Some("api"));
+}
+
+#[test]
+fn no_sidecar_user_means_no_service_and_one_error() {
+    let mut facts = facts();
+    facts.users.remove("envoy");
+    let plan = plan(&config(vec![service("api", Some(8080), "host")]), &facts);
+    assert_eq!(codes(&plan.errors), ["ENM-P001"]);
+    assert!(plan.redirect.is_empty());
+}
+
+#[test]
+fn one_services_bypass_does_not_free_another_services_user() {
+    let mut host = service("host", None, "host");
+    host.capture.bypass.uids = vec!["app".parse().unwrap(), "other".parse().unwrap()];
+    let plan = plan(&config(vec![host, service("api", None, "user:app")]), &facts());
+    assert_eq!(plan.redirect.bypass_uids, BTreeSet::from([102, 1001, 5995]));
+}
+
+#[test]
+fn direct_mode_captures_nothing() {
+    let mut direct = service("api", Some(8080), "host");
+    direct.capture.mode = crate::config::Mode::Direct;
+    let plan = plan(&config(vec![direct]), &facts());
+    assert!(plan.redirect.is_empty());
+    assert_eq!(plan.virtual_net, None);
+    assert_eq!(plan.services[&"api".parse().unwrap()].sidecar.inbound_port, Some(21000));
+}
+
+/// Services with uids, ports and bypasses of all sorts.
+fn any_services() -> impl Strategy<Value = Vec<ServiceConfig>> {
+    let one = (
+        0u32..30,
+        proptest::option::of(1u16..2000),
+        any::<bool>(),
+        proptest::collection::vec(1u16..2000, 0..4),
+    );
+    proptest::collection::btree_map(0u8..20, one, 0..10).prop_map(|map| {
+        let build = |(number, (uid, port, all, bypass)): (u8, (u32, Option<u16>, bool, Vec<u16>))| {
+            let mut service = service(&format!("s{number}"), port, &format!("user:{}", 2000 + uid));
+            service.capture =
+                Capture { inbound: if all { Inbound::All } else { Inbound::Service }, ..service.capture };
+            service
+                .capture
+                .bypass
+                .inbound_ports
+                .extend(bypass.iter().map(|p| p.to_string().parse().unwrap()));
+            service.capture.bypass.outbound_ports =
+                bypass.iter().map(|p| p.to_string().parse().unwrap()).collect();
+            service
+        };
+        map.into_iter().map(build).collect()
+    })
+}
+
+proptest! {
+    #[test]
+    fn the_same_inputs_give_the_same_bytes(services in any_services()) {
+        let (mut reversed, facts) = (services.clone(), facts());
+        reversed.reverse();
+        let bytes = |services| serde_json::to_vec(&plan(&config(services), &facts)).unwrap();
+        prop_assert_eq!(bytes(services), bytes(reversed));
+    }
+
+    #[test]
+    fn a_second_plan_changes_nothing(services in any_services()) {
+        let mut facts = facts();
+        let first = plan(&config(services.clone()), &facts);
+        facts.allocations = first.allocations.clone();
+        facts.previous = Some(first.generation.clone());
+        let second = plan(&config(services), &facts);
+        prop_assert_eq!(first.generation, second.generation);
+        prop_assert_eq!(first.allocations, second.allocations);
+    }
+
+    #[test]
+    fn sidecars_and_bypassed_ports_are_never_captured(services in any_services()) {
+        let plan = plan(&config(services), &facts());
+        for (id, capture) in &plan.redirect.outbound {
+            prop_assert_ne!(capture.who, Who::Uid(plan.services[id].sidecar.uid));
+        }
+        for uid in &plan.redirect.proxy_uids {
+            prop_assert!(plan.redirect.bypass_uids.contains(uid));
+        }
+        for capture in plan.redirect.inbound.values() {
+            if let InboundPorts::One(port) = capture.ports {
+                prop_assert!(!capture.bypass_ports.iter().any(|range| range.contains(port)));
+            }
+        }
+    }
+
+    #[test]
+    fn removing_a_service_moves_nobody(services in any_services(), gone in 0usize..10) {
+        let mut facts = facts();
+        let first = plan(&config(services.clone()), &facts);
+        facts.allocations = first.allocations.clone();
+        let mut fewer = services;
+        if gone < fewer.len() { fewer.remove(gone); }
+        let second = plan(&config(fewer), &facts);
+        for (id, service) in &second.services {
+            if let Some(before) = first.services.get(id) {
+                prop_assert_eq!(&service.sidecar, &before.sidecar);
+            }
+        }
+        for (name, entry) in &second.mesh.services {
+            let before: Option<&BTreeSet<IpAddr>> = first.mesh.services.get(name).map(|s| &s.virtual_ips);
+            prop_assert!(before.is_none_or(|ips| *ips == entry.virtual_ips));
+        }
+    }
+}

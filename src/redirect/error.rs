@@ -1,0 +1,109 @@
+//! What programming the kernel's rules can run into.
+
+use crate::base::{Class, Explain};
+
+/// A redirection error.
+#[derive(Debug, thiserror::Error)]
+pub enum RedirectError {
+    /// No `nft` in the system's folders.
+    #[error("the program `nft` is not installed")]
+    NoNft,
+    /// The caller may not change the namespace's rules.
+    #[error("the kernel does not let this process change packet filter rules")]
+    NotPermitted,
+    /// `nft` was built without JSON.
+    #[error("this `nft` was built without JSON support")]
+    NoJson,
+    /// The kernel does not know something that the rules need.
+    #[error("the kernel lacks a feature that the rules need: {missing}")]
+    KernelLacks {
+        /// What, in `nft`'s words.
+        missing: String,
+    },
+    /// Somebody else changes the rules at the same time.
+    #[error("the kernel's rules are being changed by somebody else: {message}")]
+    Busy {
+        /// `nft`'s words.
+        message: String,
+    },
+    /// Refused for another reason.
+    #[error("the kernel refused the rules: {message}")]
+    Refused {
+        /// `nft`'s words.
+        message: String,
+    },
+    /// `nft` printed something that is not what it prints.
+    #[error("cannot understand what `nft` answers: {message}")]
+    Unreadable {
+        /// What is wrong with it.
+        message: String,
+    },
+    /// The rules were accepted, and then were not there as asked for.
+    #[error("the rules that were read back are not the ones that were set: {}", differences.join("; "))]
+    ReadBack {
+        /// The first of the differences.
+        differences: Vec<String>,
+    },
+    /// The recording driver was told to fail.
+    #[error("told to fail: {0}")]
+    Told(String),
+}
+
+impl Explain for RedirectError {
+    fn code(&self) -> &'static str {
+        match self {
+            RedirectError::NoNft => "ENM-R001",
+            RedirectError::NotPermitted => "ENM-R002",
+            RedirectError::NoJson => "ENM-R003",
+            RedirectError::KernelLacks { .. } => "ENM-R004",
+            RedirectError::Busy { .. } => "ENM-R005",
+            RedirectError::Refused { .. } => "ENM-R006",
+            RedirectError::Unreadable { .. } => "ENM-R007",
+            RedirectError::ReadBack { .. } => "ENM-R008",
+            RedirectError::Told(_) => "ENM-R009",
+        }
+    }
+
+    fn hint(&self) -> String {
+        match self {
+            RedirectError::NoNft => "install the package `nftables`",
+            RedirectError::NotPermitted => {
+                "run as root, or give the process CAP_NET_ADMIN in its network namespace \
+                 (a container: `--cap-add NET_ADMIN`)"
+            }
+            RedirectError::NoJson => {
+                "install an `nft` that has it, such as the package `nftables` of Debian, Ubuntu or Fedora; \
+                 `nft --version -V` shows `json: yes`"
+            }
+            RedirectError::KernelLacks { .. } => {
+                "a kernel from 5.6 on with nf_tables, nf_nat, nft_fib_inet, nft_redir and nft_reject_inet is \
+                 needed; `modprobe` the missing module, or install the distribution's full kernel"
+            }
+            RedirectError::Busy { .. } => {
+                "try again; if it stays, see with `nft list ruleset` and `nft monitor` who works there"
+            }
+            RedirectError::Refused { .. } => {
+                "the rules from before are in force; `enmesh render nft | nft -c -f -` shows the line that \
+                 is refused"
+            }
+            RedirectError::Unreadable { .. } => {
+                "see `nft -j list table inet enmesh`; a wrapper or a much newer `nft` may stand in the way"
+            }
+            RedirectError::ReadBack { .. } => {
+                "something else may edit the table `inet enmesh`; `nft monitor` shows who"
+            }
+            RedirectError::Told(_) => "this driver is for tests",
+        }
+        .to_owned()
+    }
+
+    fn class(&self) -> Class {
+        match self {
+            RedirectError::NoNft | RedirectError::NoJson | RedirectError::KernelLacks { .. } => {
+                Class::Unavailable
+            }
+            RedirectError::NotPermitted => Class::Privilege,
+            _ => Class::Failed,
+        }
+    }
+}

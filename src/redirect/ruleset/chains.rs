@@ -1,0 +1,347 @@
+//! The chains: which rules there are, and in which order. Why, says the folder's front page.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use super::Operand::{Between, Number, Set, Word, Words};
+use super::Part::{
+    Accept, Dnat, Goto, Is, IsNot, Jump, NotOpening, Prohibit, Redirect, Reset, Return, Zone,
+};
+use super::Selector::{
+    AnyDestination, DestinationType, Family, InputInterface, Ip4Destination, Ip6Destination, OutputInterface,
+    Protocol, SocketUid, TcpDestination, UdpDestination, UdpSource,
+};
+use super::build::Sets;
+use super::{Base, Chain, Hook, Part, Rule, generation_comment};
+use crate::config::{Ipv6Policy, OnProxyFailure};
+use crate::plan::{DnsCapture, InboundCapture, OutboundCapture, RedirectPolicy};
+
+/// Before conntrack (-200), so that its zone can still be chosen.
+const RAW: i32 = -300;
+/// Behind Docker's -100, before firewalld's -90.
+pub(super) const REDIRECT: i32 = -99;
+/// Behind NAT in output (-100 and ours), before the filters of others (0).
+pub(super) const GUARD: i32 = -50;
+
+/// DNS has the well-known port, and the zone gets its number for whoever reads `conntrack -L`.
+const DNS_PORT: u16 = 53;
+
+/// Where systemd-resolved's stubs listen: who asks them has chosen them.
+const STUBS: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53)), IpAddr::V4(Ipv4Addr::new(127, 0, 0, 54))];
+
+/// Every chain that the policy needs. `everyone` and `all` are its catch-all captures.
+pub(super) fn chains(
+    policy: &RedirectPolicy,
+    everyone: Option<&OutboundCapture>,
+    all: Option<&InboundCapture>,
+    sets: &Sets,
+) -> Vec<Chain> {
+    let outbound = !policy.outbound.is_empty();
+    let base = |nat, hook, priority| Some(Base { nat, hook, priority });
+    let mut chains = vec![Chain {
+        name: "generation",
+        base: None,
+        rules: vec![Rule::new(generation_comment(&policy.generation), [Return])],
+    }];
+    let mut add = |name, base, rules: Vec<Rule>| {
+        if !rules.is_empty() {
+            chains.push(Chain { name, base, rules });
+        }
+    };
+    add("refuse", None, refuse());
+    if outbound {
+        add("bypass", None, bypass(everyone.is_some(), sets));
+    }
+    if let Some(dns) = &policy.dns {
+        add("raw_out", base(false, Hook::Output, RAW), raw_out(dns));
+        add("raw_in", base(false, Hook::Prerouting, RAW), raw_in());
+    }
+    if outbound || policy.dns.is_some() {
+        add("out", base(true, Hook::Output, REDIRECT), out(policy, everyone, sets));
+    }
+    if !policy.inbound.is_empty() {
+        add("in", base(true, Hook::Prerouting, REDIRECT), inbound(policy, all, sets));
+    }
+    add("guard_out", base(false, Hook::Output, GUARD), guard_out(outbound, everyone, sets));
+    if !policy.inbound.is_empty() {
+        add("guard_in", base(false, Hook::Input, GUARD), guard_in(all, sets));
+    }
+    chains
+}
+
+/// A rule that is there when its set has something in it.
+fn when(rules: &mut Vec<Rule>, needed: bool, comment: &str, parts: impl Into<Vec<Part>>) {
+    if needed {
+        rules.push(Rule::new(comment, parts));
+    }
+}
+
+fn refuse() -> Vec<Rule> {
+    vec![
+        Rule::new("refuse TCP", [Is(&[Protocol], Word("tcp")), Reset]),
+        Rule::new("refuse the rest", [Prohibit]),
+    ]
+}
+
+/// What of outbound traffic is left alone; falls back to the caller with what is not.
+fn bypass(everyone: bool, sets: &Sets) -> Vec<Rule> {
+    const OTHERS: &str = "users that are not captured";
+    let mut rules = vec![Rule::new("only TCP is captured", [IsNot(&[Protocol], Word("tcp")), Accept])];
+    when(&mut rules, !everyone, OTHERS, [IsNot(&[SocketUid], Set("captured_uids")), Accept]);
+    rules.extend([
+        Rule::new("networks of no mesh", [Is(&[Ip4Destination], Set("bypass_net4")), Accept]),
+        Rule::new("networks of no mesh, IPv6", [Is(&[Ip6Destination], Set("bypass_net6")), Accept]),
+        Rule::new("own addresses", [Is(&[DestinationType], Word("local")), Accept]),
+    ]);
+    let dns = || Is(&[TcpDestination], Number(DNS_PORT));
+    rules.extend([
+        Rule::new("DNS over TCP", [dns(), IsNot(&[Ip4Destination], Set("virtual4")), Accept]),
+        Rule::new("DNS over TCP, IPv6", [dns(), IsNot(&[Ip6Destination], Set("virtual6")), Accept]),
+    ]);
+    for (set, left, comment) in [
+        ("uid_bypass_ports", &[SocketUid, TcpDestination] as &[_], "a user's bypassed ports"),
+        ("uid_bypass_net4", &[SocketUid, Ip4Destination], "a user's bypassed networks"),
+        ("uid_bypass_net6", &[SocketUid, Ip6Destination], "a user's bypassed networks, IPv6"),
+    ] {
+        when(&mut rules, sets.has(set), comment, [Is(left, Set(set)), Accept]);
+    }
+    if everyone {
+        let claimed = sets.has("captured_uids");
+        let parts = [Is(&[SocketUid], Set("captured_uids")), Return];
+        when(&mut rules, claimed, "users of other services", parts);
+        for (set, left, comment) in [
+            ("host_bypass_ports", &[TcpDestination] as &[_], "the host's bypassed ports"),
+            ("host_bypass_net4", &[Ip4Destination], "the host's bypassed networks"),
+            ("host_bypass_net6", &[Ip6Destination], "the host's bypassed networks, IPv6"),
+        ] {
+            when(&mut rules, sets.has(set), comment, [Is(left, Set(set)), Accept]);
+        }
+    }
+    rules
+}
+
+/// What leaves for a DNS server and is not captured, and what a DNS server here answers.
+fn raw_out(dns: &DnsCapture) -> Vec<Rule> {
+    let over_the_wire = || IsNot(&[OutputInterface], Word("lo"));
+    let uncaptured = if dns.uids.is_empty() {
+        Is(&[SocketUid], Set("bypass_uids"))
+    } else {
+        IsNot(&[SocketUid], Set("dns_uids"))
+    };
+    let query = || Is(&[UdpDestination], Number(DNS_PORT));
+    let answer = || Is(&[UdpSource], Number(DNS_PORT));
+    vec![
+        Rule::new("DNS queries that go out", [over_the_wire(), uncaptured, query(), Zone(DNS_PORT)]),
+        Rule::new("DNS answers that go out", [over_the_wire(), answer(), Zone(DNS_PORT)]),
+    ]
+}
+
+/// The other half: answers that come back, and queries from outside or from containers. Those must
+/// be in the zone as well, or the answer to a masqueraded query would not find its entry.
+fn raw_in() -> Vec<Rule> {
+    let over_the_wire = || IsNot(&[InputInterface], Word("lo"));
+    let answer = || Is(&[UdpSource], Number(DNS_PORT));
+    let query = || Is(&[UdpDestination], Number(DNS_PORT));
+    vec![
+        Rule::new("DNS answers that come in", [over_the_wire(), answer(), Zone(DNS_PORT)]),
+        Rule::new("DNS queries that come in", [over_the_wire(), query(), Zone(DNS_PORT)]),
+    ]
+}
+
+fn out(policy: &RedirectPolicy, everyone: Option<&OutboundCapture>, sets: &Sets) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    let parts = [Is(&[SocketUid], Set("bypass_uids")), Accept];
+    when(&mut rules, sets.has("bypass_uids"), "bypassed users", parts);
+    rules.push(Rule::new("connections that run already", [NotOpening, Accept]));
+    if let Some(dns) = &policy.dns {
+        rules.extend(dns_rules(dns));
+    }
+    if policy.outbound.is_empty() {
+        return rules;
+    }
+    rules.push(Rule::new("what is left alone", [Jump("bypass")]));
+    let ipv6 = || Is(&[Family], Word("ipv6"));
+    for (set, comment) in [("uid_allow6", "users with IPv6 allowed"), ("uid_refuse6", "users with IPv6 refused")]
+    {
+        when(&mut rules, sets.has(set), comment, [ipv6(), Is(&[SocketUid], Set(set)), Accept]);
+    }
+    let tcp = || Is(&[Protocol], Word("tcp"));
+    let users = sets.has("captured_uids");
+    when(&mut rules, users, "to the user's sidecar", [tcp(), Redirect(SocketUid, "uid_redirect")]);
+    if let Some(capture) = everyone {
+        let parts = [Is(&[SocketUid], Set("captured_uids")), Accept];
+        when(&mut rules, users, "users whose sidecar is not live", parts);
+        let parts = [ipv6(), Accept];
+        when(&mut rules, capture.ipv6 != Ipv6Policy::Redirect, "IPv6 is not redirected", parts);
+        rules.push(Rule::new("to the host's sidecar", [tcp(), Redirect(Protocol, "host_redirect")]));
+    }
+    rules
+}
+
+/// Queries to our resolver, in both families when it listens on loopback.
+fn dns_rules(dns: &DnsCapture) -> Vec<Rule> {
+    let [first, last] = STUBS;
+    let mut rules =
+        vec![Rule::new("a stub resolver", [Is(&[Ip4Destination], Between(first, last)), Accept])];
+    let mut targets = vec![dns.to];
+    if dns.to.ip().is_loopback() {
+        let other = match dns.to {
+            SocketAddr::V4(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+            SocketAddr::V6(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        };
+        targets.push(SocketAddr::new(other, dns.to.port()));
+    }
+    targets.sort();
+    for to in targets {
+        let mut parts = Vec::new();
+        if !dns.uids.is_empty() {
+            parts.push(Is(&[SocketUid], Set("dns_uids")));
+        }
+        parts.extend([
+            Is(&[Protocol], Words(&["tcp", "udp"])),
+            Is(&[AnyDestination], Number(DNS_PORT)),
+            Dnat(to),
+        ]);
+        rules.push(Rule::new(if to.is_ipv4() { "DNS" } else { "DNS, IPv6" }, parts));
+    }
+    rules
+}
+
+fn inbound(policy: &RedirectPolicy, all: Option<&InboundCapture>, sets: &Sets) -> Vec<Rule> {
+    let mut rules = vec![
+        Rule::new("from this host", [Is(&[InputInterface], Word("lo")), Accept]),
+        Rule::new("only TCP is captured", [IsNot(&[Protocol], Word("tcp")), Accept]),
+        Rule::new("connections that run already", [NotOpening, Accept]),
+        Rule::new("forwarded", [IsNot(&[DestinationType], Word("local")), Accept]),
+        Rule::new("straight to a sidecar", [Is(&[TcpDestination], Set("sidecar_ports")), Accept]),
+    ];
+    let ipv6 = || Is(&[Family], Word("ipv6"));
+    let tcp = || Is(&[Protocol], Word("tcp"));
+    inbound_bypass(&mut rules, sets);
+    let parts = [ipv6(), Is(&[TcpDestination], Set("in_refuse6")), Accept];
+    when(&mut rules, sets.has("in_refuse6"), "ports with IPv6 refused", parts);
+    if policy.inbound.len() > usize::from(all.is_some()) {
+        let parts = [tcp(), Redirect(TcpDestination, "in_redirect")];
+        rules.push(Rule::new("to the port's sidecar", parts));
+    }
+    if let Some(capture) = all {
+        all_bypass(&mut rules, sets);
+        let parts = [ipv6(), Accept];
+        when(&mut rules, capture.ipv6 != Ipv6Policy::Redirect, "IPv6 is not redirected", parts);
+        rules.push(Rule::new("to the host's sidecar", [tcp(), Redirect(Protocol, "all_redirect")]));
+    }
+    rules
+}
+
+/// What the captures of single ports leave alone.
+fn inbound_bypass(rules: &mut Vec<Rule>, sets: &Sets) {
+    let set = "in_bypass_interfaces";
+    let parts = [Is(&[InputInterface, TcpDestination], Set(set)), Accept];
+    when(rules, sets.has(set), "a port's bypassed interfaces", parts);
+    let parts = [Is(&[Family], Word("ipv6")), Is(&[TcpDestination], Set("in_allow6")), Accept];
+    when(rules, sets.has("in_allow6"), "ports with IPv6 allowed", parts);
+}
+
+/// What the capture of all ports leaves alone, the ports of other services included.
+fn all_bypass(rules: &mut Vec<Rule>, sets: &Sets) {
+    let set = "all_bypass_interfaces";
+    when(rules, sets.has(set), "bypassed interfaces", [Is(&[InputInterface], Set(set)), Accept]);
+    let set = "all_bypass_ports";
+    when(rules, sets.has(set), "bypassed ports", [Is(&[TcpDestination], Set(set)), Accept]);
+}
+
+fn guard_out(outbound: bool, everyone: Option<&OutboundCapture>, sets: &Sets) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for (set, left, comment) in [
+        ("virtual4", &[Ip4Destination] as &[_], "virtual IPs"),
+        ("virtual6", &[Ip6Destination], "virtual IPs, IPv6"),
+    ] {
+        when(&mut rules, sets.has(set), comment, [Is(left, Set(set)), Goto("refuse")]);
+    }
+    if rules.is_empty() && !outbound {
+        return rules;
+    }
+    rules.insert(0, Rule::new("connections that run already", [NotOpening, Accept]));
+    let sidecars = [Is(&[SocketUid], Set("proxy_uids")), Accept];
+    if sets.has("proxy_uids") {
+        rules.insert(1, Rule::new("sidecars", sidecars));
+    }
+    if !outbound {
+        return rules;
+    }
+    let parts = [Is(&[SocketUid], Set("bypass_uids")), Accept];
+    when(&mut rules, sets.has("bypass_uids"), "bypassed users", parts);
+    rules.push(Rule::new("what is left alone", [Jump("bypass")]));
+    guard_users(&mut rules, sets);
+    if let Some(capture) = everyone {
+        guard_everyone(&mut rules, capture, sets);
+    }
+    rules
+}
+
+fn guard_users(rules: &mut Vec<Rule>, sets: &Sets) {
+    let ipv6 = || Is(&[Family], Word("ipv6"));
+    let user = |set| Is(&[SocketUid], Set(set));
+    for (set, comment, verdict) in [
+        ("uid_allow6", "users with IPv6 allowed", Accept),
+        ("uid_refuse6", "users with IPv6 refused", Goto("refuse")),
+    ] {
+        when(rules, sets.has(set), comment, [ipv6(), user(set), verdict]);
+    }
+    when(rules, sets.has("uid_sealed"), "sealed users", [user("uid_sealed"), Goto("refuse")]);
+    for (set, left, comment) in [
+        ("mesh4", &[Ip4Destination, TcpDestination] as &[_], "users, to the mesh"),
+        ("mesh6", &[Ip6Destination, TcpDestination], "users, to the mesh, IPv6"),
+    ] {
+        let parts = [user("uid_closed"), Is(left, Set(set)), Goto("refuse")];
+        when(rules, sets.has("uid_closed") && sets.has(set), comment, parts);
+    }
+}
+
+fn guard_everyone(rules: &mut Vec<Rule>, capture: &OutboundCapture, sets: &Sets) {
+    let users = [Is(&[SocketUid], Set("captured_uids")), Accept];
+    when(rules, sets.has("captured_uids"), "users of other services", users);
+    let ipv6 = || Is(&[Family], Word("ipv6"));
+    match capture.ipv6 {
+        Ipv6Policy::Redirect => {}
+        Ipv6Policy::Allow => rules.push(Rule::new("IPv6 is allowed", [ipv6(), Accept])),
+        Ipv6Policy::Refuse => rules.push(Rule::new("IPv6 is refused", [ipv6(), Goto("refuse")])),
+    }
+    match capture.on_failure {
+        OnProxyFailure::Open => {}
+        OnProxyFailure::Sealed => rules.push(Rule::new("the host is sealed", [Goto("refuse")])),
+        OnProxyFailure::Closed => {
+            for (set, left, comment) in [
+                ("mesh4", &[Ip4Destination, TcpDestination] as &[_], "the host, to the mesh"),
+                ("mesh6", &[Ip6Destination, TcpDestination], "the host, to the mesh, IPv6"),
+            ] {
+                when(rules, sets.has(set), comment, [Is(left, Set(set)), Goto("refuse")]);
+            }
+        }
+    }
+}
+
+fn guard_in(all: Option<&InboundCapture>, sets: &Sets) -> Vec<Rule> {
+    let mut rules = vec![
+        Rule::new("from this host", [Is(&[InputInterface], Word("lo")), Accept]),
+        Rule::new("only TCP is captured", [IsNot(&[Protocol], Word("tcp")), Accept]),
+        Rule::new("connections that run already", [NotOpening, Accept]),
+        Rule::new("to a sidecar", [Is(&[TcpDestination], Set("sidecar_ports")), Accept]),
+    ];
+    inbound_bypass(&mut rules, sets);
+    let ipv6 = || Is(&[Family], Word("ipv6"));
+    let parts = [ipv6(), Is(&[TcpDestination], Set("in_refuse6")), Goto("refuse")];
+    when(&mut rules, sets.has("in_refuse6"), "ports with IPv6 refused", parts);
+    let parts = [Is(&[TcpDestination], Set("in_refused")), Goto("refuse")];
+    when(&mut rules, sets.has("in_refused"), "services' ports in the clear", parts);
+    if let Some(capture) = all {
+        all_bypass(&mut rules, sets);
+        match capture.ipv6 {
+            Ipv6Policy::Redirect => {}
+            Ipv6Policy::Allow => rules.push(Rule::new("IPv6 is allowed", [ipv6(), Accept])),
+            Ipv6Policy::Refuse => rules.push(Rule::new("IPv6 is refused", [ipv6(), Goto("refuse")])),
+        }
+        let refused = capture.on_failure != OnProxyFailure::Open;
+        when(&mut rules, refused, "all ports in the clear", [Goto("refuse")]);
+    }
+    rules
+}

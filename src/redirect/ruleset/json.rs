@@ -1,0 +1,277 @@
+//! A ruleset as the JSON that `nft -j -f -` takes, by the types of the crate `nftables`.
+
+use nftables::batch::Batch;
+use nftables::expr::{
+    BinaryOperation, CT, Expression, Fib, FibFlag, FibResult, Map, Meta, MetaKey, NamedExpression, Payload,
+    PayloadField, Prefix, Range, SetItem,
+};
+use nftables::schema::{
+    Chain as JsonChain, Map as JsonMap, NfListObject, Rule as JsonRule, Set as JsonSet, SetFlag, SetType,
+    SetTypeValue, Table,
+};
+use nftables::stmt::{JumpTarget, Mangle, Match, NAT, NATFamily, Operator, Reject, RejectType, Statement};
+use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook, RejectCode};
+use serde_json::Value as Json;
+
+use super::{
+    Base, Chain, Element, Hook, Kind, NamedSet, Operand, Part, Rule, Ruleset, Selector, TABLE, Value,
+};
+
+/// One transaction that replaces the table whole: made, so that it is there to be deleted; deleted
+/// with everything in it; made again.
+pub(in crate::redirect) fn replace(ruleset: &Ruleset) -> Json {
+    let mut document = document(remove_batch());
+    let mut objects = vec![command(NfListObject::Table(table()))];
+    objects.extend(ruleset.chains.iter().map(|chain| command(chain_object(chain))));
+    objects.extend(ruleset.sets.iter().map(set_command));
+    for chain in &ruleset.chains {
+        objects.extend(chain.rules.iter().map(|rule| command(rule_object(chain.name, rule))));
+    }
+    if let Some(commands) = document.get_mut("nftables").and_then(Json::as_array_mut) {
+        commands.extend(objects);
+    }
+    document
+}
+
+/// One transaction after which the table is not there, whether it was or not.
+pub(in crate::redirect) fn remove() -> Json {
+    document(remove_batch())
+}
+
+fn remove_batch() -> Batch<'static> {
+    let mut batch = Batch::new();
+    batch.add(NfListObject::Table(table()));
+    batch.delete(NfListObject::Table(table()));
+    batch
+}
+
+fn document(batch: Batch<'_>) -> Json {
+    serde_json::to_value(batch.to_nftables()).unwrap_or_default()
+}
+
+fn command(object: NfListObject<'_>) -> Json {
+    serde_json::json!({ "add": object })
+}
+
+fn table() -> Table<'static> {
+    Table { family: NfFamily::INet, name: TABLE.into(), handle: None }
+}
+
+fn chain_object(chain: &Chain) -> NfListObject<'static> {
+    let mut object = JsonChain {
+        family: NfFamily::INet,
+        table: TABLE.into(),
+        name: chain.name.into(),
+        ..JsonChain::default()
+    };
+    if let Some(Base { nat, hook, priority }) = chain.base {
+        object._type = Some(if nat { NfChainType::NAT } else { NfChainType::Filter });
+        object.hook = Some(match hook {
+            Hook::Prerouting => NfHook::Prerouting,
+            Hook::Input => NfHook::Input,
+            Hook::Output => NfHook::Output,
+        });
+        object.prio = Some(priority);
+        object.policy = Some(NfChainPolicy::Accept);
+    }
+    NfListObject::Chain(object)
+}
+
+/// The crate (0.6) has no word for the type `uid`, so the types are written over what it made.
+fn set_command(set: &NamedSet) -> Json {
+    let flags = set.interval.then(|| [SetFlag::Interval].into_iter().collect());
+    let elements: Vec<_> = set.elements.iter().map(element).collect();
+    let elem = (!elements.is_empty()).then_some(elements.into());
+    let stand_in = SetTypeValue::Single(SetType::Mark);
+    let object = match set.value {
+        None => NfListObject::Set(Box::new(JsonSet {
+            family: NfFamily::INet,
+            table: TABLE.into(),
+            name: set.name.into(),
+            set_type: stand_in,
+            flags,
+            elem,
+            ..JsonSet::default()
+        })),
+        Some(_) => NfListObject::Map(Box::new(JsonMap {
+            family: NfFamily::INet,
+            table: TABLE.into(),
+            name: set.name.into(),
+            set_type: stand_in.clone(),
+            map: stand_in,
+            flags,
+            elem,
+            ..JsonMap::default()
+        })),
+    };
+    let mut command = command(object);
+    let words: Vec<Json> = set.key.iter().map(|kind| kind.word().into()).collect();
+    let types = match words.as_slice() {
+        [one] => one.clone(),
+        _ => Json::Array(words),
+    };
+    let place = if set.value.is_some() { "/add/map" } else { "/add/set" };
+    if let Some(object) = command.pointer_mut(place).and_then(Json::as_object_mut) {
+        object.insert("type".to_owned(), types);
+        if let Some(value) = set.value.map(Kind::word) {
+            object.insert("map".to_owned(), value.into());
+        }
+    }
+    command
+}
+
+fn element(element: &Element) -> Expression<'static> {
+    let mut values: Vec<_> = element.key.iter().map(value).collect();
+    let key = match values.pop() {
+        Some(one) if values.is_empty() => one,
+        last => {
+            values.extend(last);
+            Expression::Named(NamedExpression::Concat(values))
+        }
+    };
+    match element.to {
+        None => key,
+        Some(port) => Expression::List(vec![key, number(port)]),
+    }
+}
+
+fn value(value: &Value) -> Expression<'static> {
+    match value {
+        Value::Uid(uid) => Expression::Number(*uid),
+        Value::Ports(first, last) if first == last => number(*first),
+        Value::Ports(first, last) => range(number(*first), number(*last)),
+        Value::Address(address) => text(address),
+        Value::Net(net) if net.prefix_len() == net.max_prefix_len() => text(net.addr()),
+        Value::Net(net) => Expression::Named(NamedExpression::Prefix(Prefix {
+            addr: Box::new(text(net.addr())),
+            len: u32::from(net.prefix_len()),
+        })),
+        Value::Interface(name) => text(name),
+        Value::Tcp => text("tcp"),
+    }
+}
+
+fn number(number: u16) -> Expression<'static> {
+    Expression::Number(u32::from(number))
+}
+
+fn text(text: impl ToString) -> Expression<'static> {
+    Expression::String(text.to_string().into())
+}
+
+fn range(first: Expression<'static>, last: Expression<'static>) -> Expression<'static> {
+    Expression::Range(Box::new(Range { range: [first, last] }))
+}
+
+fn rule_object(chain: &'static str, rule: &Rule) -> NfListObject<'static> {
+    NfListObject::Rule(JsonRule {
+        family: NfFamily::INet,
+        table: TABLE.into(),
+        chain: chain.into(),
+        expr: rule.parts.iter().map(statement).collect::<Vec<_>>().into(),
+        comment: Some(rule.comment.clone().into()),
+        ..JsonRule::default()
+    })
+}
+
+fn statement(part: &Part) -> Statement<'static> {
+    match part {
+        Part::Is(left, right) => comparison(left, right, equality(left)),
+        Part::IsNot(left, right) => comparison(left, right, Operator::NEQ),
+        Part::NotOpening => Statement::Match(Match {
+            left: Expression::BinaryOperation(Box::new(BinaryOperation::AND(
+                payload("tcp", "flags"),
+                Expression::List(["fin", "syn", "rst", "ack"].map(text).to_vec()),
+            ))),
+            right: text("syn"),
+            op: Operator::NEQ,
+        }),
+        Part::Accept => Statement::Accept(None),
+        Part::Return => Statement::Return(None),
+        Part::Jump(chain) => Statement::Jump(JumpTarget { target: (*chain).into() }),
+        Part::Goto(chain) => Statement::Goto(JumpTarget { target: (*chain).into() }),
+        Part::Reset => Statement::Reject(Some(Reject::new(Some(RejectType::TCPReset), None))),
+        Part::Prohibit => Statement::Reject(Some(Reject::new(
+            Some(RejectType::ICMPX),
+            Some(RejectCode::AdminProhibited),
+        ))),
+        Part::Redirect(key, map) => Statement::Redirect(Some(NAT {
+            addr: None,
+            family: None,
+            port: Some(Expression::Named(NamedExpression::Map(Box::new(Map {
+                key: selector(*key),
+                data: text(format!("@{map}")),
+            })))),
+            flags: None,
+        })),
+        Part::Dnat(to) => Statement::DNAT(Some(NAT {
+            addr: Some(text(to.ip())),
+            family: Some(if to.is_ipv4() { NATFamily::IP } else { NATFamily::IP6 }),
+            port: Some(number(to.port())),
+            flags: None,
+        })),
+        Part::Zone(zone) => Statement::Mangle(Mangle { key: conntrack("zone"), value: number(*zone) }),
+    }
+}
+
+/// Bit sets are compared by "has any of".
+fn equality(left: &[Selector]) -> Operator {
+    if left == [Selector::ConnectionStatus] { Operator::IN } else { Operator::EQ }
+}
+
+fn comparison(left: &[Selector], right: &Operand, op: Operator) -> Statement<'static> {
+    let mut parts: Vec<_> = left.iter().copied().map(selector).collect();
+    let left = match parts.pop() {
+        Some(one) if parts.is_empty() => one,
+        last => {
+            parts.extend(last);
+            Expression::Named(NamedExpression::Concat(parts))
+        }
+    };
+    let right = match right {
+        Operand::Set(name) => text(format!("@{name}")),
+        Operand::Word(word) => text(word),
+        Operand::Words(words) => Expression::Named(NamedExpression::Set(
+            words.iter().map(|word| SetItem::Element(text(word))).collect(),
+        )),
+        Operand::Number(one) => number(*one),
+        Operand::Between(first, last) => range(text(first), text(last)),
+    };
+    Statement::Match(Match { left, right, op })
+}
+
+fn selector(selector: Selector) -> Expression<'static> {
+    match selector {
+        Selector::SocketUid => meta(MetaKey::Skuid),
+        Selector::TcpDestination => payload("tcp", "dport"),
+        Selector::UdpDestination => payload("udp", "dport"),
+        Selector::UdpSource => payload("udp", "sport"),
+        Selector::AnyDestination => payload("th", "dport"),
+        Selector::Ip4Destination => payload("ip", "daddr"),
+        Selector::Ip6Destination => payload("ip6", "daddr"),
+        Selector::InputInterface => meta(MetaKey::Iifname),
+        Selector::OutputInterface => meta(MetaKey::Oifname),
+        Selector::Protocol => meta(MetaKey::L4proto),
+        Selector::Family => meta(MetaKey::Nfproto),
+        Selector::DestinationType => Expression::Named(NamedExpression::Fib(Fib {
+            result: FibResult::Type,
+            flags: [FibFlag::Daddr].into_iter().collect(),
+        })),
+        Selector::ConnectionStatus => conntrack("status"),
+    }
+}
+
+fn meta(key: MetaKey) -> Expression<'static> {
+    Expression::Named(NamedExpression::Meta(Meta { key }))
+}
+
+fn payload(protocol: &'static str, field: &'static str) -> Expression<'static> {
+    Expression::Named(NamedExpression::Payload(Payload::PayloadField(PayloadField {
+        protocol: protocol.into(),
+        field: field.into(),
+    })))
+}
+
+fn conntrack(key: &'static str) -> Expression<'static> {
+    Expression::Named(NamedExpression::CT(CT { key: key.into(), family: None, dir: None }))
+}

@@ -1,0 +1,170 @@
+//! Services and meshes that the tests of the room `envoy` share: each a case that Envoy's
+//! configuration has to get right.
+
+#![allow(dead_code, reason = "each test target uses a part")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::{Duration, UNIX_EPOCH};
+
+use enmesh::config::value::{Port, ServiceName, Span};
+use enmesh::plan::{
+    Caller, Credentials, ExplicitUpstream, Instance, MeshService, MeshView, ServicePlan, SidecarPlan,
+};
+use serde_json::json;
+
+pub const TRUST_DOMAIN: &str = "11111111-2222-3333-4444-555555555555.consul";
+
+pub fn name(text: &str) -> ServiceName {
+    text.parse().unwrap()
+}
+
+pub fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// A service with everything a host has by default: outbound 15001, public 21000, app 8080.
+pub fn service(id: &str) -> ServicePlan {
+    let mesh = mesh([]);
+    ServicePlan {
+        id: id.parse().unwrap(),
+        name: name(id),
+        port: Port::new(8080),
+        address: Some(ip("10.0.0.1")),
+        identity: mesh.spiffe_id(&name(id)),
+        sidecar: SidecarPlan {
+            uid: 5995,
+            gid: 5995,
+            program: PathBuf::from("/usr/bin/envoy"),
+            outbound_port: Some(15001),
+            inbound_port: Some(21000),
+            ipv6: true,
+            folder: PathBuf::from("/run/enmesh").join(id),
+            drain: Span::seconds(15),
+            config: serde_json::Map::new(),
+        },
+        upstreams: Vec::new(),
+        registration: json!({}),
+    }
+}
+
+pub fn mesh<const N: usize>(services: [(&str, MeshService); N]) -> MeshView {
+    MeshView {
+        trust_domain: TRUST_DOMAIN.to_owned(),
+        datacenter: "dc1".to_owned(),
+        services: services.into_iter().map(|(text, known)| (name(text), known)).collect(),
+    }
+}
+
+/// A service of the mesh: virtual IPs, `address port [app port]` instances, and callers (`*`: any).
+pub fn known(virtual_ips: &[&str], instances: &[(&str, u16, Option<u16>)], allow: &[&str]) -> MeshService {
+    MeshService {
+        virtual_ips: virtual_ips.iter().map(|text| ip(text)).collect(),
+        instances: instances
+            .iter()
+            .map(|(address, port, service_port)| Instance {
+                address: ip(address),
+                port: *port,
+                service_port: *service_port,
+            })
+            .collect(),
+        allow: allow.iter().map(|text| caller(text)).collect::<BTreeSet<_>>(),
+    }
+}
+
+pub fn caller(text: &str) -> Caller {
+    if text == "*" { Caller::Any } else { Caller::Service(name(text)) }
+}
+
+pub fn upstream(text: &str, port: u16) -> ExplicitUpstream {
+    ExplicitUpstream { service: name(text), port }
+}
+
+/// Certificates that show where they end up and that no scanner takes for secrets.
+pub fn placeholders() -> Credentials {
+    Credentials {
+        certificate_pem: "the leaf certificate, PEM\n".to_owned(),
+        key_pem: "its private key, PEM\n".to_owned(),
+        roots_pem: "the roots, PEM\n".to_owned(),
+        not_before: UNIX_EPOCH,
+        not_after: UNIX_EPOCH + Duration::from_secs(72 * 3600),
+    }
+}
+
+/// Every scenario by name.
+pub fn scenarios() -> BTreeMap<&'static str, (ServicePlan, MeshView)> {
+    [
+        ("server-and-client", server_and_client()),
+        ("client-only", client_only()),
+        ("explicit-upstreams-only", explicit_only()),
+        ("contested-addresses", contested()),
+        ("empty-mesh", (service("web"), mesh([]))),
+    ]
+    .into()
+}
+
+/// Dual stack, transparent, with instances that are dialled directly and with intentions.
+fn server_and_client() -> (ServicePlan, MeshView) {
+    let mut web = service("web");
+    web.upstreams = vec![upstream("db", 5432)];
+    let mesh = mesh([
+        (
+            "api",
+            known(
+                &["240.0.0.5", "240.0.0.4", "fd00::5"],
+                &[
+                    ("10.0.0.2", 21000, Some(8080)),
+                    ("10.0.0.3", 21007, Some(8080)),
+                    ("fd00:1::2", 21000, Some(8080)),
+                ],
+                &["web"],
+            ),
+        ),
+        ("db", known(&[], &[("10.0.0.9", 21000, None)], &["web"])),
+        ("idle", known(&["240.0.0.7"], &[], &["*"])),
+        ("web", known(&["240.0.0.6"], &[("10.0.0.1", 21000, Some(8080))], &["api", "front_end-2"])),
+    ]);
+    (web, mesh)
+}
+
+/// No app, no IPv6: only an outbound listener.
+fn client_only() -> (ServicePlan, MeshView) {
+    let mut cron = service("cron");
+    cron.port = None;
+    cron.sidecar.inbound_port = None;
+    cron.sidecar.ipv6 = false;
+    (cron, mesh([("api", known(&["240.0.0.5"], &[("10.0.0.2", 21000, None)], &["*"]))]))
+}
+
+/// Mode `direct`, an upstream that the mesh does not know yet, and the options of `proxy.config`.
+fn explicit_only() -> (ServicePlan, MeshView) {
+    let mut web = service("web");
+    web.id = "web-2".parse().unwrap();
+    web.sidecar.folder = PathBuf::from("/run/enmesh/web-2");
+    web.sidecar.outbound_port = None;
+    web.upstreams = vec![upstream("later", 9001), upstream("api", 9002), upstream("api", 9000)];
+    web.sidecar.config = json!({
+        "bind_address": "127.0.0.1", "max_inbound_connections": 100, "local_connect_timeout_ms": 250,
+        "envoy_concurrency": 1, "envoy_access_log": false
+    })
+    .as_object()
+    .unwrap()
+    .clone();
+    let mesh = mesh([
+        ("api", known(&["240.0.0.5"], &[("10.0.0.2", 21000, Some(8080))], &["web"])),
+        ("web", known(&[], &[], &["*"])),
+    ]);
+    (web, mesh)
+}
+
+/// Addresses that two services claim, and the host's own address. Nobody may call.
+fn contested() -> (ServicePlan, MeshView) {
+    let mesh = mesh([
+        ("a", known(&["240.0.0.4"], &[("10.0.0.2", 21000, Some(80)), ("10.0.0.1", 21001, Some(80))], &["*"])),
+        ("b", known(&["240.0.0.4", "240.0.0.5"], &[("10.0.0.2", 21001, Some(80))], &["*"])),
+        ("c", known(&["240.0.0.5"], &[("10.0.0.2", 21002, Some(81))], &["*"])),
+        ("web", known(&["240.0.0.6"], &[("10.0.0.1", 21000, Some(8080))], &[])),
+    ]);
+    (service("web"), mesh)
+}
