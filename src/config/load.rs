@@ -36,6 +36,12 @@ pub fn load(root: &Root, env: &dyn Fn(&str) -> Option<String>) -> Config {
     loader.finish()
 }
 
+/// The files and folders whose change may change what [`load`] returns. They need not exist.
+pub fn watched_paths(root: &Root) -> Vec<PathBuf> {
+    let native = root.join(NATIVE);
+    vec![native.join("enmesh.d"), native.join("services"), native, root.join(LEGACY)]
+}
+
 /// Reads whatever `path` is, without the environment: one service or host file, a folder of
 /// service files, `etc/enmesh` itself, or a tree that holds it.
 pub fn load_path(path: &Path) -> Config {
