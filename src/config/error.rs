@@ -9,7 +9,7 @@ use crate::base::{Class, Explain, Place};
 
 /// Something wrong, and where.
 #[derive(Debug, thiserror::Error)]
-#[error("{problem}")]
+#[error("{}", presentable(&problem.to_string()))]
 pub(super) struct ConfigError {
     pub problem: Problem,
     pub place: Place,
@@ -141,6 +141,21 @@ pub(super) enum Problem {
     More { more: usize },
     #[error("CONSUL_HTTP_TOKEN is not used")]
     TokenVariable,
+}
+
+/// A sentence that quotes from a file, fit for a terminal and a log: without control characters,
+/// and of bounded length. The middle goes, since quotes stand at the front and reasons at the end.
+fn presentable(sentence: &str) -> String {
+    const HEAD: usize = 160;
+    const TAIL: usize = 200;
+    let visible = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
+    let length = sentence.chars().count();
+    if length <= HEAD + TAIL {
+        return sentence.chars().map(visible).collect();
+    }
+    let head = sentence.chars().take(HEAD);
+    let tail = sentence.chars().skip(length - TAIL);
+    head.chain(" … ".chars()).chain(tail).map(visible).collect()
 }
 
 fn prefix(path: &str) -> String {

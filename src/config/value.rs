@@ -186,7 +186,7 @@ impl TryFrom<i64> for Port {
 
 impl<'de> Deserialize<'de> for Port {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Port::try_from(i64::deserialize(deserializer)?).map_err(de::Error::custom)
+        deserializer.deserialize_i64(Number("a port: a number from 1 to 65535", Port::try_from))
     }
 }
 
@@ -242,7 +242,7 @@ impl FromStr for PortRange {
     }
 }
 
-textual!(PortRange, "PortRange", { "type": "string", "pattern": "^[0-9]{1,5}(-[0-9]{1,5})?$" });
+textual!(PortRange, "PortRange", { "type": "string", "pattern": "^[0-9]{1,5}([-:][0-9]{1,5})?$" });
 
 /// Ports as people write them: a number, a range, or a name of `/etc/services`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -271,6 +271,25 @@ impl FromStr for PortSpec {
             && text.starts_with(|c: char| c.is_ascii_alphabetic())
             && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
         if name { Ok(PortSpec::Name(text.to_owned())) } else { text.parse().map(PortSpec::Range) }
+    }
+}
+
+/// Deserialises from a number through the type's own rules.
+struct Number<T>(&'static str, fn(i64) -> Result<T, ValueError>);
+
+impl<T> Visitor<'_> for Number<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<T, E> {
+        (self.1)(number).map_err(E::custom)
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<T, E> {
+        self.visit_i64(i64::try_from(number).unwrap_or(i64::MAX))
     }
 }
 

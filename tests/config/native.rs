@@ -68,7 +68,9 @@ fn the_message_has_the_path_and_the_hint_what_was_meant() {
     let errors = service_errors("a.toml", "name = 'a'\n[proxy]\nzzz = 1\n");
     assert_eq!(errors[0].hint, "the keys known here are config");
     let errors = service_errors("a.toml", "name = 'a'\ntags = 'x'\n");
-    assert!(errors[0].message.starts_with("`tags`: expected a sequence"), "{}", errors[0].message);
+    assert!(errors[0].message.starts_with("`tags`: expected a list"), "{}", errors[0].message);
+    let errors = service_errors("a.json", r#"{"name": "a", "port": "80"}"#);
+    assert_eq!(errors[0].message, "`port`: expected a port: a number from 1 to 65535, found the text \"80\"");
 }
 
 #[test]
