@@ -176,7 +176,7 @@ fn a_file_that_may_not_be_read() {
     let tree = Tree::new();
     tree.service("a.toml", "name = 'a'\n").service("b.toml", "name = 'b'\n");
     fs::set_permissions(tree.path(""), Permissions::from_mode(0o755)).unwrap();
-    fs::set_permissions(tree.path("etc/enmesh/services/a.toml"), Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(tree.path("etc/enmesh/services/a.toml"), Permissions::from_mode(0o000)).unwrap();
     let read = || {
         // Root may read everything; as far as files go, this one thread is nobody from here on.
         nix::unistd::setfsuid(nix::unistd::Uid::from_raw(65534));
