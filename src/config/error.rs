@@ -139,6 +139,8 @@ pub(super) enum Problem {
     Ending { endings: &'static str },
     #[error("{more} more like these")]
     More { more: usize },
+    #[error("inbound connections to port {port} are not captured: it is among `bypass.inbound_ports`")]
+    PortBypassed { port: u16 },
     #[error("CONSUL_HTTP_TOKEN is not used")]
     TokenVariable,
 }
@@ -218,6 +220,7 @@ impl Problem {
             Problem::Ending { .. } => "ENM-C084",
             Problem::More { .. } => "ENM-C085",
             Problem::TokenVariable => "ENM-C086",
+            Problem::PortBypassed { .. } => "ENM-C087",
         }
     }
 

@@ -125,6 +125,21 @@ fn rules_between_fields_point_at_the_key() {
 }
 
 #[test]
+fn a_port_that_is_bypassed_by_default_is_said() {
+    let warned = |text: &str| {
+        let tree = Tree::new();
+        let config = tree.service("a.toml", format!("name = 'a'\n{text}\n")).load();
+        assert_eq!(config.errors, []);
+        config.warnings.iter().map(|w| (w.code, w.place.as_ref().unwrap().line)).collect::<Vec<_>>()
+    };
+    assert_eq!(warned("port = 22"), [("ENM-C087", 2)]);
+    assert_eq!(warned("port = 80\ncapture.bypass.inbound_ports = ['22-90']"), [("ENM-C087", 2)]);
+    assert_eq!(warned("port = 80"), []);
+    assert_eq!(warned("port = 22\ncapture.inbound = 'none'"), []);
+    assert_eq!(warned("port = 22\ncapture.mode = 'direct'"), []);
+}
+
+#[test]
 fn check_targets() {
     let errors =
         |line: &str| service_errors("a.toml", format!("name = 'a'\n[[check]]\ninterval = '1s'\n{line}\n"));
