@@ -230,6 +230,8 @@ impl Loader {
         let id = service.id();
         let errors = rules::service(&service, spot);
         if errors.is_empty() {
+            let warnings = rules::warnings(&service, spot).into_iter();
+            self.config.warnings.extend(warnings.map(|warning| Fault::from(warning).of_service(&id)));
             let id = spot(&[Step::Key(if service.id.is_some() { "id" } else { "name" })]);
             let scope = spot(&[Step::Key("capture"), Step::Key("scope")]);
             self.loaded.push(Loaded { service, id, scope });
