@@ -3,6 +3,8 @@ use std::os::unix::fs::PermissionsExt;
 
 use x509_parser::parse_x509_certificate;
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::config::value::ServiceId;
 
@@ -404,4 +406,29 @@ fn trust_domains_are_random_uuids_unless_given() {
     assert_eq!(parts, [8, 4, 4, 4, 12]);
     assert_eq!(&one[14..15], "4", "version 4: {one}");
     assert!("89ab".contains(&one[19..20]), "the variant: {one}");
+}
+
+proptest! {
+    #[test]
+    fn no_pem_makes_the_readers_panic(label in "(EC |RSA )?(PRIVATE KEY|CERTIFICATE|EC PARAMETERS)", body in "[A-Za-z0-9+/=\n]{0,200}") {
+        let text = format!("-----BEGIN {label}-----\n{body}\n-----END {label}-----\n");
+        prop_assert!(super::pem::certificates(&text).is_err());
+        prop_assert!(super::pem::private_key(&text).is_err());
+    }
+
+    /// The signature covers every byte of what it signs, and the rest has one form only.
+    #[test]
+    fn no_damaged_certificate_is_accepted(flips in prop::collection::vec((any::<prop::sample::Index>(), 1_u8..), 1..4)) {
+        let dir = tempfile::tempdir().unwrap();
+        let leaf = authority(dir.path()).issue(&api(), TTL, now()).unwrap();
+        let whole = der(&leaf.certificate_pem);
+        let mut damaged = whole.clone();
+        for (index, change) in flips {
+            let at = index.index(damaged.len());
+            damaged[at] ^= change;
+        }
+        prop_assume!(damaged != whole);
+        let damaged = Credentials { certificate_pem: super::pem::encode_certificate(&damaged), ..leaf };
+        prop_assert!(verify(&damaged, &api(), now()).is_err());
+    }
 }
