@@ -93,7 +93,7 @@ lint: tools-build
 	cargo fmt --check
 	cargo clippy --locked --all-targets --all-features -- -D warnings
 	@if PATH="$(CURDIR)/target/tools/bin:$$PATH" command -v cargo-deny >/dev/null; then \
-	    PATH="$(CURDIR)/target/tools/bin:$$PATH" cargo deny --locked check bans licenses sources; \
+	    PATH="$(CURDIR)/target/tools/bin:$$PATH" cargo deny --locked check --hide-inclusion-graph bans licenses sources; \
 	else echo 'cargo-deny is not here; make deny installs it and looks at licences and sources'; fi
 
 check: ## level: format, lints, and cargo-deny where it is installed
@@ -119,7 +119,10 @@ deny: rust ## licences, bans, sources and advisories of all crates (installs car
 	@if ! PATH="$(CURDIR)/target/tools/bin:$$PATH" command -v cargo-deny >/dev/null; then \
 	    echo 'installing cargo-deny into target/tools because it reads deny.toml'; \
 	    cargo install --locked --root target/tools cargo-deny; fi
-	@PATH="$(CURDIR)/target/tools/bin:$$PATH" cargo deny --locked check
+	@export PATH="$(CURDIR)/target/tools/bin:$$PATH"; \
+	cargo deny --locked check --hide-inclusion-graph bans licenses sources; \
+	echo 'advisories come from their public database, which has to be within reach:'; \
+	cargo deny --locked check advisories
 
 .PHONY: clean
 clean: ## remove target/, the fetched tools too

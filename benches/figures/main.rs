@@ -10,6 +10,8 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "figures are its output")]
 
 mod apply;
+mod daemon;
+mod host;
 mod program;
 mod size;
 mod space;
@@ -29,8 +31,13 @@ type Answer = Result<Table, Box<dyn Error>>;
 type Figure = (&'static str, fn() -> Answer);
 
 /// The figures, in the order they are printed.
-const FIGURES: [Figure; 3] =
-    [("apply", apply::from_nothing), ("apply-again", apply::again), ("size", size::measure)];
+const FIGURES: [Figure; 5] = [
+    ("apply", apply::from_nothing),
+    ("apply-again", apply::again),
+    ("live", daemon::file_to_live),
+    ("rest", daemon::at_rest),
+    ("size", size::measure),
+];
 
 fn main() -> ExitCode {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();

@@ -4,8 +4,18 @@
 //! wrong on their own (a port is a number from 1 to 65535, a CIDR has no host bits). What only the
 //! host can tell — whether a user exists, which port is free — is the planner's business.
 
+mod de;
+mod error;
 mod host;
+mod host_rules;
+mod legacy;
+mod load;
+mod node;
+mod parse;
+mod rules;
+mod schema;
 mod service;
+mod source;
 pub mod value;
 
 use std::path::PathBuf;
@@ -14,6 +24,8 @@ pub use host::{
     ConsulConfig, ControlPlane, DnsConfig, Driver, EnvoyConfig, HostConfig, PortsConfig, Profile,
     RegistrationMode, StaticConfig,
 };
+pub use load::{load, load_path};
+pub use schema::{schema_host, schema_service};
 pub use service::{
     Bypass, Capture, Check, DnsMode, Inbound, Ipv6Policy, Legacy, LegacyForm, Locality, Mode, OnProxyFailure,
     ProxyConfig, ServiceConfig, Upstream, Weights,
@@ -22,10 +34,13 @@ pub use service::{
 use crate::base::Fault;
 
 /// The configuration of one host, with everything that was wrong with it.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Config {
-    /// The host file merged with its drop-ins.
+    /// The host file merged with its drop-ins and filled from the environment.
     pub host: HostConfig,
+    /// Whether `host` is what was written. When not, it holds defaults in part: keep the settings
+    /// that are in force and do not converge on these.
+    pub host_ok: bool,
     /// Every service whose file is good, sorted by id. Disabled ones are among them.
     pub services: Vec<ServiceConfig>,
     /// Files that are in error; each names file, line, column, code and hint. The services of the
@@ -35,4 +50,17 @@ pub struct Config {
     pub warnings: Vec<Fault>,
     /// Every file that was read, also those in error.
     pub sources: Vec<PathBuf>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            host: HostConfig::default(),
+            host_ok: true,
+            services: Vec::new(),
+            errors: Vec::new(),
+            warnings: Vec::new(),
+            sources: Vec::new(),
+        }
+    }
 }

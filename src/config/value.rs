@@ -486,16 +486,20 @@ impl FromStr for AddressSpec {
             return Ok(AddressSpec::Auto);
         }
         if let Ok(ip) = text.parse::<IpAddr>() {
-            if ip.is_unspecified() || ip.is_multicast() {
+            if ip.to_canonical().is_unspecified() || ip.is_multicast() {
                 return Err(ValueError(format!(
                     "{text} cannot be advertised: Consul refuses it as a service address"
                 )));
             }
             return Ok(AddressSpec::Ip(ip));
         }
-        text.parse().map(AddressSpec::Interface).map_err(|_| {
-            ValueError(format!("{text:?} is not an address: `auto`, an IP address, or an interface name"))
-        })
+        let wrong =
+            || ValueError(format!("{text:?} is not an address: `auto`, an IP address, or an interface name"));
+        if text.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
+            // An interface could have such a name; a slip in an IP address is what it is.
+            return Err(wrong());
+        }
+        text.parse().map(AddressSpec::Interface).map_err(|_| wrong())
     }
 }
 
@@ -572,9 +576,21 @@ impl Span {
 }
 
 impl fmt::Display for Span {
+    /// In the units that Go, systemd and this type itself all read: no days, no months.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = humantime::format_duration(self.0).to_string();
-        f.write_str(&text.replace(' ', ""))
+        let (seconds, nanos) = (self.0.as_secs(), self.0.subsec_nanos());
+        let parts = [
+            (seconds / 3600, "h"),
+            (seconds / 60 % 60, "m"),
+            (seconds % 60, "s"),
+            (u64::from(nanos / 1_000_000), "ms"),
+            (u64::from(nanos / 1_000 % 1_000), "us"),
+            (u64::from(nanos % 1_000), "ns"),
+        ];
+        if self.0.is_zero() {
+            return f.write_str("0s");
+        }
+        parts.iter().filter(|(count, _)| *count > 0).try_for_each(|(count, unit)| write!(f, "{count}{unit}"))
     }
 }
 
@@ -582,10 +598,17 @@ impl FromStr for Span {
     type Err = ValueError;
 
     fn from_str(text: &str) -> Result<Self, ValueError> {
-        humantime::parse_duration(text)
-            .map(Span)
-            .map_err(|_| ValueError(format!("{text:?} is not a time span: such as 500ms, 10s, 1m30s or 72h")))
+        let wrong = || ValueError(format!("{text:?} is not a time span: such as 500ms, 10s, 1m30s or 72h"));
+        let span = humantime::parse_duration(text).map_err(|_| wrong())?;
+        if span > SPAN_MAX {
+            return Err(ValueError(format!("{text:?} is longer than a hundred years")));
+        }
+        Ok(Span(span))
     }
 }
+
+/// Far above what anybody waits for, and far below what overflows a clock or Go's 63 bits of
+/// nanoseconds.
+const SPAN_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 textual!(Span, "Span", { "type": "string", "examples": ["500ms", "10s", "1m30s", "72h"] });

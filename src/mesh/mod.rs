@@ -7,10 +7,12 @@
 
 pub mod ca;
 pub mod commands;
+pub mod dns;
 mod input;
 pub mod peers;
 mod source;
 
 pub use commands::{InitReport, InitRequest, IssueReport, IssueRequest, ca_init, ca_issue};
+pub use dns::Resolver;
 pub use peers::TrustDomain;
 pub use source::{MeshSource, StaticMesh, UNMADE_TRUST_DOMAIN};

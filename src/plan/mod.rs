@@ -22,6 +22,7 @@ pub use facts::HostFacts;
 pub use mesh::{Caller, Credentials, Instance, MeshService, MeshView, SpiffeId};
 pub use policy::{Bypasses, DnsCapture, InboundCapture, InboundPorts, OutboundCapture, RedirectPolicy, Who};
 pub use problem::PlanError;
+pub use registration::registration;
 pub use service::{ExplicitUpstream, ServicePlan, SidecarPlan};
 
 use std::collections::BTreeMap;

@@ -63,6 +63,9 @@ fn word(text: &str, variables: bool) -> String {
 }
 
 /// Writes the drop-in; whether that changed anything.
+///
+/// # Errors
+/// `ENM-X…` as [`files::write`].
 pub fn write(root: &Root, spec: &UnitSpec, version: u32) -> Result<bool, Fault> {
     let folder = folder(root, &spec.instance);
     if !folder.is_dir() {
@@ -72,6 +75,9 @@ pub fn write(root: &Root, spec: &UnitSpec, version: u32) -> Result<bool, Fault> 
 }
 
 /// Takes the drop-in back, and its folder unless somebody else has something in it.
+///
+/// # Errors
+/// `ENM-X…` as [`files::remove`].
 pub fn remove(root: &Root, instance: &str) -> Result<bool, Fault> {
     let folder = folder(root, instance);
     let changed = files::remove(&folder.join("50-enmesh.conf"))?;

@@ -75,7 +75,7 @@ async fn result_of(removed: &mut JobRemovedStream, job: &str) -> Result<String, 
     while let Some(signal) = removed.next().await {
         let args = signal.args().map_err(|e| call_failed("JobRemoved", "", e))?;
         if args.job.as_str() == job {
-            return Ok(args.result.clone());
+            return Ok(args.result);
         }
     }
     let source = zbus::Error::Failure("the connection closed while a job was under way".to_owned());

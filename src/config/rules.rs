@@ -1,0 +1,217 @@
+//! Rules between the fields of one service file.
+
+use std::collections::BTreeSet;
+use std::net::Ipv6Addr;
+
+use super::error::{ConfigError, Findings, Problem};
+use super::node::{At, Step};
+use super::value::{Port, Span};
+use super::{Check, Inbound, Mode, ServiceConfig, Upstream};
+
+/// Where in the file a path of the native form stands; legacy files map it to theirs.
+pub(super) type Spot<'a> = &'a dyn Fn(&[Step<'_>]) -> At;
+
+/// Metadata limits of Consul: pairs, bytes of a key, bytes of a value.
+const META_MAX: (usize, usize, usize) = (64, 128, 512);
+
+/// Consul counts health check times in nanoseconds of 63 bits; a year is far below.
+const CHECK_TIME_MAX: Span = Span::seconds(366 * 24 * 3600);
+
+/// Everything that is wrong with `service` beyond its single values.
+pub(super) fn service(service: &ServiceConfig, spot: Spot<'_>) -> Vec<ConfigError> {
+    let mut found = Found { spot, errors: Findings::default() };
+    names(service, &mut found);
+    meta(service, &mut found);
+    for (index, each) in service.checks.iter().enumerate() {
+        check(each, index, &mut found);
+    }
+    upstreams(service, &mut found);
+    let captures_all = service.capture.mode == Mode::Transparent && service.capture.inbound == Inbound::All;
+    if captures_all && service.port.is_none() && service.legacy.is_none() {
+        found.add(Problem::InboundAllWithoutPort, &[Step::Key("capture"), Step::Key("inbound")]);
+    }
+    found.errors.into_errors(spot(&[]).file())
+}
+
+struct Found<'a> {
+    spot: Spot<'a>,
+    errors: Findings,
+}
+
+impl Found<'_> {
+    fn add(&mut self, problem: Problem, path: &[Step<'_>]) {
+        self.errors.add(problem, &(self.spot)(path));
+    }
+
+    /// One line of text that a person sees: not empty, no control characters.
+    fn line(&mut self, what: &str, text: &str, path: &[Step<'_>]) {
+        if text.trim().is_empty() {
+            self.add(Problem::Text { why: format!("{what} is empty") }, path);
+        } else if text.contains(char::is_control) {
+            self.add(Problem::Text { why: format!("{what} holds a line break or control character") }, path);
+        }
+    }
+}
+
+fn names(service: &ServiceConfig, found: &mut Found<'_>) {
+    for (index, tag) in service.tags.iter().enumerate() {
+        found.line("a tag", tag, &[Step::Key("tags"), Step::Item(index)]);
+    }
+    if service.weights.is_some_and(|weights| weights.passing == 0) {
+        found.add(Problem::WeightZero, &[Step::Key("weights"), Step::Key("passing")]);
+    }
+    if let Some(locality) = &service.locality {
+        found.line("the region", &locality.region, &[Step::Key("locality"), Step::Key("region")]);
+        if let Some(zone) = &locality.zone {
+            found.line("the zone", zone, &[Step::Key("locality"), Step::Key("zone")]);
+        }
+    }
+}
+
+fn meta(service: &ServiceConfig, found: &mut Found<'_>) {
+    let (pairs_max, key_max, value_max) = META_MAX;
+    if service.meta.len() > pairs_max {
+        let why = format!("{} metadata keys are more than {pairs_max}", service.meta.len());
+        found.add(Problem::Meta { why }, &[Step::Key("meta")]);
+        return;
+    }
+    for (key, value) in &service.meta {
+        let path = [Step::Key("meta"), Step::Key(key)];
+        let fine = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+        let why = if key.is_empty() || key.len() > key_max || !key.bytes().all(fine) {
+            format!("{:?} is not a metadata key", key.chars().take(key_max).collect::<String>())
+        } else if key.starts_with("consul-") {
+            format!("the metadata key {key:?} begins with `consul-`, which is Consul's own")
+        } else if value.len() > value_max {
+            format!("the value of the metadata key {key:?} has {} bytes", value.len())
+        } else if value.contains(char::is_control) {
+            format!("the value of the metadata key {key:?} holds a line break or control character")
+        } else {
+            continue;
+        };
+        found.add(Problem::Meta { why }, &path);
+    }
+}
+
+fn check(check: &Check, index: usize, found: &mut Found<'_>) {
+    let path = |key| [Step::Key("check"), Step::Item(index), Step::Key(key)];
+    if let Some(name) = &check.name {
+        found.line("the name of a check", name, &path("name"));
+    }
+    let kinds = [check.http.is_some(), check.tcp.is_some(), check.grpc.is_some(), check.exec.is_some()];
+    let count = kinds.iter().filter(|given| **given).count() + usize::from(check.ttl.is_some());
+    if count != 1 {
+        found.add(Problem::CheckKinds { count }, &[Step::Key("check"), Step::Item(index)]);
+        return;
+    }
+    check_target(check, &path, found);
+    check_times(check, index, found);
+}
+
+fn check_target<'a>(check: &Check, path: &dyn Fn(&'a str) -> [Step<'a>; 3], found: &mut Found<'_>) {
+    let mut wrong = |key, target: &str, expected| {
+        found.add(Problem::CheckTarget { target: target.to_owned(), expected }, &path(key));
+    };
+    if let Some(url) = check.http.as_ref().filter(|url| !is_http_url(url)) {
+        wrong("http", url, "an http:// or https:// URL");
+    }
+    if let Some(target) = check.tcp.as_ref().filter(|target| !is_host_port(target)) {
+        wrong("tcp", target, "HOST:PORT");
+    }
+    if let Some(target) = &check.grpc {
+        let (host_port, name) = target.split_once('/').unwrap_or((target, ""));
+        if !is_host_port(host_port) || name.contains(|c: char| c.is_whitespace() || c.is_control()) {
+            wrong("grpc", target, "HOST:PORT[/SERVICE]");
+        }
+    }
+    if let Some(command) = &check.exec {
+        let program = command.first().map_or("", String::as_str);
+        if !program.starts_with('/') || program.ends_with('/') {
+            wrong("exec", program, "the absolute path of a program");
+        }
+    }
+}
+
+fn check_times(check: &Check, index: usize, found: &mut Found<'_>) {
+    let here = [Step::Key("check"), Step::Item(index)];
+    let at = |key| [Step::Key("check"), Step::Item(index), Step::Key(key)];
+    let mut wrong = |why, path: &[Step<'_>]| found.add(Problem::CheckTiming { why }, path);
+    match (check.ttl, check.interval) {
+        (Some(_), Some(_)) => {
+            wrong("a `ttl` check has no `interval`: the app reports by itself", &at("interval"))
+        }
+        (None, None) => wrong("the check has no `interval`", &here),
+        _ => {}
+    }
+    if check.ttl.is_some() && check.timeout.is_some() {
+        wrong("a `ttl` check has no `timeout`: nothing is run", &at("timeout"));
+    }
+    for (key, span) in [("ttl", check.ttl), ("interval", check.interval), ("timeout", check.timeout)] {
+        if span.is_some_and(|span| span.0.is_zero() || span > CHECK_TIME_MAX) {
+            wrong("the times of a check are above zero and at most a year", &at(key));
+        }
+    }
+}
+
+fn upstreams(service: &ServiceConfig, found: &mut Found<'_>) {
+    let mut ports = BTreeSet::new();
+    let mut destinations = BTreeSet::new();
+    for (index, upstream) in service.upstreams.iter().enumerate() {
+        let path = |key| [Step::Key("upstream"), Step::Item(index), Step::Key(key)];
+        let port = upstream.local_port.get();
+        if !ports.insert(port) {
+            found.add(Problem::UpstreamPortTwice { port }, &path("local_port"));
+        }
+        if service.port == Some(upstream.local_port) {
+            found.add(Problem::UpstreamPortOwn { port }, &path("local_port"));
+        }
+        if upstream.peer.is_some() && upstream.datacenter.is_some() {
+            found.add(Problem::UpstreamPeerAndDatacenter, &path("peer"));
+        }
+        if !destinations.insert(destination(upstream)) {
+            found.add(Problem::UpstreamTwice { name: upstream.name.to_string() }, &path("name"));
+        }
+    }
+}
+
+/// What Consul compares to call two upstreams the same.
+fn destination(upstream: &Upstream) -> impl Ord {
+    (
+        upstream.prepared_query,
+        upstream.name.clone(),
+        upstream.namespace.clone(),
+        upstream.partition.clone(),
+        upstream.peer.clone(),
+        upstream.datacenter.clone(),
+    )
+}
+
+/// Whether `text` is an HTTP URL with a host, and without a password in it.
+pub(super) fn is_http_url(text: &str) -> bool {
+    let Ok(url) = text.parse::<hyper::Uri>() else { return false };
+    let http = matches!(url.scheme_str(), Some("http" | "https"));
+    http && url.authority().is_some_and(|authority| {
+        let host = authority.host();
+        let after = authority.as_str().strip_prefix(host);
+        let port = after.map(|rest| rest.strip_prefix(':').map_or(rest.is_empty(), is_port));
+        !host.is_empty() && port.unwrap_or(false)
+    })
+}
+
+/// Whether `text` is HOST:PORT; an IPv6 address stands in brackets.
+pub(super) fn is_host_port(text: &str) -> bool {
+    let Some((host, port)) = text.rsplit_once(':') else { return false };
+    let bracketed = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+    let host_fine = match bracketed {
+        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+        None => {
+            let fine = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+            !host.is_empty() && host.len() <= 253 && host.bytes().all(fine)
+        }
+    };
+    host_fine && is_port(port)
+}
+
+fn is_port(text: &str) -> bool {
+    text.parse::<Port>().is_ok()
+}

@@ -1,0 +1,129 @@
+//! Looks after one sidecar: starts it again when it ends, with pauses that grow, until told to end
+//! it.
+
+use std::rc::Weak;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::process::Process;
+use super::{Shared, Timing, leftover};
+use crate::base::units::{UnitSpec, UnitState};
+
+/// The keeper of one sidecar. It ends with its order, or when the supervisor is gone; then the
+/// process runs on.
+pub(super) struct Keeper {
+    shared: Weak<Shared>,
+    spec: UnitSpec,
+    orders: mpsc::Receiver<oneshot::Sender<()>>,
+    restarts: u32,
+}
+
+/// What happened while the keeper waited.
+enum Turn {
+    /// What it waited for.
+    Come,
+    /// An order to end, and whom to tell.
+    Ordered(oneshot::Sender<()>),
+    /// The supervisor is gone.
+    Orphaned,
+}
+
+impl Keeper {
+    pub(super) fn new(
+        shared: Weak<Shared>,
+        spec: UnitSpec,
+        orders: mpsc::Receiver<oneshot::Sender<()>>,
+    ) -> Self {
+        Keeper { shared, spec, orders, restarts: 0 }
+    }
+
+    /// Keeps `process` and its successors.
+    pub(super) async fn run(mut self, mut process: Process) {
+        let Some(timing) = self.shared.upgrade().map(|shared| shared.timing) else { return };
+        let mut pause = timing.first_pause;
+        loop {
+            let since = Instant::now();
+            let mut ending = String::new();
+            let turn = self.meanwhile(async { ending = process.wait().await }).await;
+            match turn {
+                Turn::Come => {}
+                Turn::Ordered(done) => return self.end(process, &timing, done).await,
+                Turn::Orphaned => return,
+            }
+            if since.elapsed() >= timing.calm {
+                pause = timing.first_pause;
+            }
+            tracing::warn!(
+                service = %self.spec.instance, ending, retry_in = ?pause, ENMESH_CODE = "ENM-V002",
+                "the sidecar ended; starting it again"
+            );
+            self.tell(UnitState::Failed, None);
+            match self.again(&mut pause, timing.longest_pause).await {
+                Some(next) => process = next,
+                None => return,
+            }
+        }
+    }
+
+    /// Waits and starts until one start works; `None` when there is nothing more to do.
+    async fn again(&mut self, pause: &mut Duration, longest: Duration) -> Option<Process> {
+        loop {
+            match self.meanwhile(tokio::time::sleep(*pause)).await {
+                Turn::Come => {}
+                Turn::Ordered(done) => {
+                    self.tell(UnitState::Inactive, None);
+                    let _ = done.send(());
+                    return None;
+                }
+                Turn::Orphaned => return None,
+            }
+            *pause = (*pause * 2).min(longest);
+            self.restarts += 1;
+            match Process::spawn(&self.spec) {
+                Ok(process) => {
+                    self.record(&process);
+                    self.tell(UnitState::Active, Some(process.pid()));
+                    return Some(process);
+                }
+                Err(error) => tracing::error!(
+                    service = %self.spec.instance, %error, retry_in = ?*pause, ENMESH_CODE = "ENM-V001",
+                    "the sidecar cannot be started again"
+                ),
+            }
+        }
+    }
+
+    async fn meanwhile(&mut self, event: impl Future<Output = ()>) -> Turn {
+        tokio::select! {
+            () = event => Turn::Come,
+            order = self.orders.recv() => order.map_or(Turn::Orphaned, Turn::Ordered),
+        }
+    }
+
+    async fn end(&self, mut process: Process, timing: &Timing, done: oneshot::Sender<()>) {
+        self.tell(UnitState::Deactivating, Some(process.pid()));
+        match process.end(timing.grace).await {
+            Ok(()) => {
+                self.tell(UnitState::Inactive, None);
+                let _ = done.send(());
+            }
+            // Not answering is how the caller learns of it.
+            Err(error) => tracing::error!(service = %self.spec.instance, %error, "cannot end the sidecar"),
+        }
+    }
+
+    fn record(&self, process: &Process) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        if let Err(fault) = leftover::record(&shared.root, &self.spec.instance, process) {
+            tracing::warn!(service = %self.spec.instance, %fault, "a later enmesh will not know this process");
+        }
+    }
+
+    fn tell(&self, state: UnitState, pid: Option<u32>) {
+        if let Some(shared) = self.shared.upgrade() {
+            shared.tell(&self.spec.instance, state, pid, self.restarts);
+        }
+    }
+}
