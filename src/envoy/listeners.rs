@@ -134,6 +134,8 @@ fn public(
         "address": address(bind, port),
         "filter_chains": [{
             "name": "public_listener",
+            // Who connects and never shakes hands holds a connection to the app meanwhile.
+            "transport_socket_connect_timeout": "10s",
             "transport_socket": downstream_tls(layout, &callers),
             "filters": filters,
         }],

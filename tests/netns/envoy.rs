@@ -19,6 +19,8 @@ use enmesh::envoy::{
 use enmesh::plan::{Credentials, MeshView, ServicePlan};
 use scenarios::{TRUST_DOMAIN, caller, known, mesh, name, scenarios as all, service, upstream};
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 /// `web` calls `api`, both on one loopback: what every test of traffic starts from.
 struct Pair {
@@ -154,7 +156,11 @@ fn a_call_goes_over_mutual_tls_and_its_caller_is_seen() {
         assert_eq!(api.counter("connect_authz.rbac.allowed").await, 1);
         assert_eq!(api.counter("listener.public_listener.ssl.handshake").await, 1);
         // Nobody gets through without a certificate.
-        assert_eq!(call("127.0.0.1:21001").await, None);
+        let mut stranger = TcpStream::connect("127.0.0.1:21001").await.unwrap();
+        stranger.write_all(b"let me in\n").await.unwrap();
+        let mut heard = Vec::new();
+        let _ = stranger.read_to_end(&mut heard).await;
+        assert!(!heard.windows(3).any(|bytes| bytes == b"api"), "{heard:?}");
 
         let caller = pair.web.identity.to_string();
         assert_eq!(logged(&api, &caller).await["caller"], caller);
@@ -402,7 +408,7 @@ fn draining_ends_inbound_and_spares_outbound() {
         assert_eq!(api.admin.ready().await, Readiness::Draining);
         open.echoes().await.expect("open connections get their time");
         web.admin.drain_inbound().await.unwrap();
-        assert!(tokio::net::TcpStream::connect(API).await.is_ok(), "outbound listeners stay");
+        assert!(TcpStream::connect(API).await.is_ok(), "outbound listeners stay");
         api.admin.quit().await.unwrap();
         let deadline = Instant::now() + bed::LIMIT;
         while api.admin.ready().await != Readiness::Refused {
