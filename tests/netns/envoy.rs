@@ -194,14 +194,16 @@ fn redirected_connections_find_their_service() {
         // What a captured user dials on the instance itself would be served here in the clear.
         app("127.0.0.1:8081", "api").await;
         app("10.99.0.1:7000", "outside the mesh").await;
+        app("10.99.0.2:7000", "not the app's port").await;
         let (web, api) = pair.start().await;
-        assert_eq!(call("240.0.0.5:80").await.as_deref(), Some("api"), "virtual IP");
+        assert_eq!(call("240.0.0.5:8080").await.as_deref(), Some("api"), "virtual IP");
         assert_eq!(call("[fd00:240::5]:80").await.as_deref(), Some("api"), "virtual IP, IPv6");
         assert_eq!(api.counter("connect_authz.rbac.allowed").await, 2);
         assert_eq!(call("10.99.0.2:8080").await.as_deref(), Some("api"), "instance, dialled directly");
         assert_eq!(api.counter("connect_authz.rbac.allowed").await, 3, "over mutual TLS, too");
         assert_eq!(call("10.99.0.1:7000").await.as_deref(), Some("outside the mesh"));
-        assert_eq!(web.counter("cluster.original-destination.upstream_cx_total").await, 1);
+        assert_eq!(call("10.99.0.2:7000").await.as_deref(), Some("not the app's port"));
+        assert_eq!(web.counter("cluster.original-destination.upstream_cx_total").await, 2);
 
         let prometheus = web.admin.stats("upstream_cx_total").await.unwrap();
         assert!(
