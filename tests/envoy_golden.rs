@@ -1,6 +1,14 @@
 //! What is rendered for Envoy, byte for byte, against files that people can read.
 //! `ENMESH_BLESS=1 cargo test --test envoy_golden` writes them anew; look at the difference.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "a test fails by panicking, also in its helpers"
+)]
+
 #[path = "support/envoy_scenarios.rs"]
 mod scenarios;
 

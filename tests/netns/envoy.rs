@@ -1,6 +1,14 @@
 //! Real Envoys, driven by the files that enmesh writes, each test in a network namespace of its own.
 //! `cargo test --features netns-tests --test netns_envoy`; needs root, `ip`, `nft` and Envoy.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "a test fails by panicking, also in its helpers"
+)]
+
 #[path = "../support/envoy_bed.rs"]
 mod bed;
 #[path = "../support/envoy_scenarios.rs"]
