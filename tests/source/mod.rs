@@ -20,7 +20,7 @@ impl Source {
     /// What the program consists of: the lines with their numbers, without line comments, and
     /// nothing of the unit tests (which end a file, or have one for themselves).
     pub fn code(&self) -> impl Iterator<Item = (usize, &str)> {
-        let is_test = self.path.ends_with("/tests.rs") || self.path.contains("/tests/");
+        let is_test = self.path.ends_with("tests.rs") || self.path.contains("/tests/");
         let end = if is_test { 0 } else { self.text.find("#[cfg(test)]\nmod").unwrap_or(self.text.len()) };
         self.text[..end]
             .lines()
