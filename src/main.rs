@@ -1,3 +1,7 @@
 //! The `enmesh` binary; everything is in the library.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    enmesh::cli::main()
+}

@@ -138,8 +138,8 @@ where
             }
         });
         tokio::task::spawn_local(async move {
-            let connection = hyper::server::conn::http1::Builder::new()
-                .serve_connection(TokioIo::new(stream), service);
+            let connection =
+                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
             // A peer that hangs up is no matter of ours.
             let _ = connection.await;
         });

@@ -68,6 +68,33 @@ fn join(path: &str, key: &str) -> String {
     if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }
 
+/// serde's words for what it wants, in those of people who write files.
+fn plain_expected(expected: &str) -> String {
+    match expected {
+        "i64" | "u64" | "u32" | "u16" => "a whole number".to_owned(),
+        "a sequence" => "a list".to_owned(),
+        "a map" => "a table".to_owned(),
+        "a string" | "path string" => "text".to_owned(),
+        other if other.starts_with("struct ") => "a table".to_owned(),
+        other => other.to_owned(),
+    }
+}
+
+/// serde's words for what it found, likewise.
+fn plain_found(found: de::Unexpected<'_>) -> String {
+    match found {
+        de::Unexpected::Unit => "null".to_owned(),
+        de::Unexpected::Seq => "a list".to_owned(),
+        de::Unexpected::Map => "a table".to_owned(),
+        de::Unexpected::Str(text) => format!("the text {text:?}"),
+        de::Unexpected::Signed(number) => format!("the number {number}"),
+        de::Unexpected::Unsigned(number) => format!("the number {number}"),
+        de::Unexpected::Float(number) => format!("the number {number:?}"),
+        de::Unexpected::Bool(flag) => format!("{flag}"),
+        other => other.to_string(),
+    }
+}
+
 impl fmt::Display for Misfit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}", self.what)
@@ -82,11 +109,13 @@ impl de::Error for Misfit {
     }
 
     fn invalid_type(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
-        Misfit::new(What::Other(format!("expected {expected}, found {found}")))
+        let expected = plain_expected(&expected.to_string());
+        Misfit::new(What::Other(format!("expected {expected}, found {}", plain_found(found))))
     }
 
     fn invalid_value(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
-        Misfit::new(What::Other(format!("{found} does not fit: expected {expected}")))
+        let expected = plain_expected(&expected.to_string());
+        Misfit::new(What::Other(format!("{} does not fit: expected {expected}", plain_found(found))))
     }
 
     fn unknown_variant(variant: &str, known: &'static [&'static str]) -> Self {

@@ -9,7 +9,7 @@ use crate::base::{Class, Explain, Place};
 
 /// Something wrong, and where.
 #[derive(Debug, thiserror::Error)]
-#[error("{problem}")]
+#[error("{}", presentable(&problem.to_string()))]
 pub(super) struct ConfigError {
     pub problem: Problem,
     pub place: Place,
@@ -139,8 +139,25 @@ pub(super) enum Problem {
     Ending { endings: &'static str },
     #[error("{more} more like these")]
     More { more: usize },
+    #[error("inbound connections to port {port} are not captured: it is among `bypass.inbound_ports`")]
+    PortBypassed { port: u16 },
     #[error("CONSUL_HTTP_TOKEN is not used")]
     TokenVariable,
+}
+
+/// A sentence that quotes from a file, fit for a terminal and a log: without control characters,
+/// and of bounded length. The middle goes, since quotes stand at the front and reasons at the end.
+fn presentable(sentence: &str) -> String {
+    const HEAD: usize = 160;
+    const TAIL: usize = 200;
+    let visible = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
+    let length = sentence.chars().count();
+    if length <= HEAD + TAIL {
+        return sentence.chars().map(visible).collect();
+    }
+    let head = sentence.chars().take(HEAD);
+    let tail = sentence.chars().skip(length - TAIL);
+    head.chain(" … ".chars()).chain(tail).map(visible).collect()
 }
 
 fn prefix(path: &str) -> String {
@@ -203,6 +220,7 @@ impl Problem {
             Problem::Ending { .. } => "ENM-C084",
             Problem::More { .. } => "ENM-C085",
             Problem::TokenVariable => "ENM-C086",
+            Problem::PortBypassed { .. } => "ENM-C087",
         }
     }
 

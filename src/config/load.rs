@@ -36,6 +36,12 @@ pub fn load(root: &Root, env: &dyn Fn(&str) -> Option<String>) -> Config {
     loader.finish()
 }
 
+/// The files and folders whose change may change what [`load`] returns. They need not exist.
+pub fn watched_paths(root: &Root) -> Vec<PathBuf> {
+    let native = root.join(NATIVE);
+    vec![native.join("enmesh.d"), native.join("services"), native, root.join(LEGACY)]
+}
+
 /// Reads whatever `path` is, without the environment: one service or host file, a folder of
 /// service files, `etc/enmesh` itself, or a tree that holds it.
 pub fn load_path(path: &Path) -> Config {
@@ -224,6 +230,8 @@ impl Loader {
         let id = service.id();
         let errors = rules::service(&service, spot);
         if errors.is_empty() {
+            let warnings = rules::warnings(&service, spot).into_iter();
+            self.config.warnings.extend(warnings.map(|warning| Fault::from(warning).of_service(&id)));
             let id = spot(&[Step::Key(if service.id.is_some() { "id" } else { "name" })]);
             let scope = spot(&[Step::Key("capture"), Step::Key("scope")]);
             self.loaded.push(Loaded { service, id, scope });

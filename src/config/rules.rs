@@ -5,7 +5,7 @@ use std::net::Ipv6Addr;
 
 use super::error::{ConfigError, Findings, Problem};
 use super::node::{At, Step};
-use super::value::{Port, Span};
+use super::value::{Port, PortSpec, Span};
 use super::{Check, Inbound, Mode, ServiceConfig, Upstream};
 
 /// Where in the file a path of the native form stands; legacy files map it to theirs.
@@ -31,6 +31,17 @@ pub(super) fn service(service: &ServiceConfig, spot: Spot<'_>) -> Vec<ConfigErro
         found.add(Problem::InboundAllWithoutPort, &[Step::Key("capture"), Step::Key("inbound")]);
     }
     found.errors.into_errors(spot(&[]).file())
+}
+
+/// What is right and may still not be what was meant.
+pub(super) fn warnings(service: &ServiceConfig, spot: Spot<'_>) -> Vec<ConfigError> {
+    let captured = service.capture.mode == Mode::Transparent && service.capture.inbound != Inbound::None;
+    let Some(port) = service.port.map(Port::get).filter(|_| captured) else { return Vec::new() };
+    let bypassed = |spec: &PortSpec| matches!(spec, PortSpec::Range(range) if range.contains(port));
+    if !service.capture.bypass.inbound_ports.iter().any(bypassed) {
+        return Vec::new();
+    }
+    vec![ConfigError::at(Problem::PortBypassed { port }, &spot(&[Step::Key("port")]))]
 }
 
 struct Found<'a> {

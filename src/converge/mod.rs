@@ -1,1 +1,24 @@
-//! Plan -> the host, idempotent and killable at any line.
+//! Plan -> the host. Idempotent, and killable at any line: the next run ends in the same state.
+//!
+//! The order is what keeps connections out of the clear (see [`Engine::converge`]): what was given
+//! out is remembered first, the rules come up closed, then certificates, files and sidecars, and
+//! only a sidecar that is live gets traffic.
+
+mod adapters;
+pub mod change;
+mod engine;
+mod error;
+pub mod facts;
+mod lock;
+mod names;
+mod sidecar;
+pub mod state;
+mod status;
+
+pub use change::{Change, Kind, Subject};
+pub use engine::{Engine, Intent, Outcome, Purpose, look};
+pub use error::ConvergeError;
+pub use lock::Lock;
+pub use sidecar::{Phase, SidecarStatus};
+pub use state::State;
+pub use status::{ServiceStatus, Status};

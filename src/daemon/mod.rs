@@ -1,1 +1,216 @@
-//! The loop that converges when something changes.
+//! The loop that converges when something changed: configuration, a sidecar, a certificate, a wish.
+//!
+//! It sleeps otherwise: every source of work is an event, and timers exist only while something is
+//! due (a renewal, a sidecar that is not live yet, the service manager's watchdog).
+
+pub mod client;
+pub mod control;
+pub mod log;
+mod timers;
+mod watch;
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{broadcast, mpsc};
+
+use crate::base::units::UnitEvent;
+use crate::base::{Fault, Root};
+use crate::config;
+use crate::converge::{ConvergeError, Engine, Lock, Outcome, Purpose, Status};
+use crate::systemd::notify;
+use control::{Deed, Done, Request};
+use timers::Timers;
+use watch::Watcher;
+
+/// Runs until told to end, by signal or by `enmesh down`.
+///
+/// # Errors
+/// The daemon cannot start at all: another one runs, the firewall or the service manager is not to
+/// be had. What goes wrong later is reported and tried again.
+pub async fn run(root: Root) -> Result<(), Fault> {
+    let _lock = Lock::take(&root)?;
+    let (engine, faults) = Engine::open(root, Purpose::Converge).await?;
+    faults.iter().for_each(log::fault);
+    Daemon::new(engine)?.run().await
+}
+
+struct Daemon {
+    engine: Engine,
+    events: broadcast::Receiver<UnitEvent>,
+    watcher: Watcher,
+    status: Rc<RefCell<Status>>,
+    requests: mpsc::Receiver<Request>,
+    timers: Timers,
+    ends: [Signal; 2],
+    hangup: Signal,
+}
+
+/// What woke the daemon.
+enum Wake {
+    End,
+    Reload,
+    Request(Request),
+    Unit(UnitEvent),
+    Missed,
+    Recheck,
+    Watchdog,
+}
+
+impl Daemon {
+    fn new(engine: Engine) -> Result<Daemon, Fault> {
+        let listener = control::listen(engine.root(), engine.control_group())?;
+        let status = Rc::new(RefCell::new(Status::default()));
+        let (sender, requests) = mpsc::channel(16);
+        tokio::task::spawn_local(control::serve(listener, Rc::clone(&status), sender));
+        let on = |kind| {
+            signal(kind)
+                .map_err(|source| Fault::from(ConvergeError::Watch { path: "signals".into(), source }))
+        };
+        Ok(Daemon {
+            events: engine.units().events(),
+            watcher: Watcher::new(watched(&engine))?,
+            status,
+            requests,
+            timers: Timers::new(notify::watchdog_interval()),
+            ends: [on(SignalKind::terminate())?, on(SignalKind::interrupt())?],
+            hangup: on(SignalKind::hangup())?,
+            engine,
+        })
+    }
+
+    async fn run(mut self) -> Result<(), Fault> {
+        self.converge().await;
+        let line = self.status.borrow().line();
+        notify::status(&line);
+        notify::ready();
+        tracing::info!("ready: {line}");
+        loop {
+            match self.wake().await {
+                Wake::End => break,
+                Wake::Reload => {
+                    notify::reloading();
+                    self.converge().await;
+                    notify::status(&self.status.borrow().line());
+                    notify::ready();
+                }
+                Wake::Request(request) => {
+                    if self.serve(request).await {
+                        return Ok(());
+                    }
+                }
+                Wake::Unit(event) => self.recheck(event.instance.parse().ok()).await,
+                Wake::Missed | Wake::Recheck => self.recheck(None).await,
+                Wake::Watchdog => {
+                    notify::watchdog();
+                    self.timers.fed();
+                }
+            }
+        }
+        notify::stopping();
+        tracing::info!("stopping; the rules stay as the policy of each service says");
+        let outcome = self.engine.rest().await;
+        outcome.faults.iter().for_each(log::fault);
+        Ok(())
+    }
+
+    async fn wake(&mut self) -> Wake {
+        let [terminate, interrupt] = &mut self.ends;
+        tokio::select! {
+            biased;
+            _ = terminate.recv() => Wake::End,
+            _ = interrupt.recv() => Wake::End,
+            _ = self.hangup.recv() => Wake::Reload,
+            Some(request) = self.requests.recv() => Wake::Request(request),
+            event = self.events.recv() => match event {
+                Ok(event) => Wake::Unit(event),
+                Err(broadcast::error::RecvError::Lagged(_)) => Wake::Missed,
+                Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+            },
+            changed = self.watcher.changed() => {
+                if let Err(fault) = changed { log::fault(&fault); }
+                Wake::Reload
+            }
+            () = self.timers.retry() => Wake::Reload,
+            () = self.timers.renewal() => Wake::Reload,
+            () = self.timers.recheck() => Wake::Recheck,
+            () = self.timers.watchdog() => Wake::Watchdog,
+        }
+    }
+
+    /// Works out what should be true and makes it so.
+    async fn converge(&mut self) -> Vec<Fault> {
+        let (faults, warnings) = match self.engine.intend().await {
+            Ok(intent) => {
+                let (mut faults, warnings) = (intent.faults(), intent.warnings());
+                let Outcome { faults: more } = self.engine.converge(intent).await;
+                faults.extend(more);
+                (faults, warnings)
+            }
+            Err(fault) => (vec![fault], Vec::new()),
+        };
+        let told: Vec<Fault> = self.status.borrow().faults.clone();
+        faults.iter().filter(|fault| !told.contains(fault)).for_each(log::fault);
+        if let Err(fault) = self.watcher.retarget(watched(&self.engine)) {
+            log::fault(&fault);
+        }
+        let mut status = self.status.borrow_mut();
+        status.update(&self.engine);
+        status.converged(faults.clone(), warnings);
+        tracing::info!(
+            generation = status.generation.as_ref().map(ToString::to_string),
+            "converged: {}",
+            status.line()
+        );
+        self.timers.converged(&self.engine, &status);
+        faults
+    }
+
+    async fn recheck(&mut self, id: Option<config::value::ServiceId>) {
+        let (all_live, fault) = self.engine.recheck(id.as_ref()).await;
+        if let Some(fault) = &fault {
+            log::fault(fault);
+        }
+        let before = self.status.borrow().line();
+        self.status.borrow_mut().update(&self.engine);
+        let line = self.status.borrow().line();
+        if line != before {
+            tracing::info!("{line}");
+            notify::status(&line);
+        }
+        self.timers.looked(all_live && fault.is_none());
+    }
+
+    /// Does what was asked; returns whether the daemon shall end.
+    async fn serve(&mut self, request: Request) -> bool {
+        let Request { deed, reply } = request;
+        let (answer, end) = match deed {
+            Deed::Apply(names) => {
+                self.engine.lift_down(&names);
+                (Ok(self.converge().await), false)
+            }
+            Deed::Down(names) => {
+                let outcome = self.engine.down(&names).await.map(|outcome| outcome.faults);
+                self.status.borrow_mut().update(&self.engine);
+                let end = names.is_empty() && outcome.is_ok();
+                (outcome, end)
+            }
+        };
+        let status = self.status.borrow().clone();
+        // Nobody may be waiting any more.
+        let _ = reply.send(answer.map(|faults| Done { faults, status }));
+        if end {
+            notify::stopping();
+            // The answer leaves on the socket's own task.
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        end
+    }
+}
+
+/// Every file whose change may change the plan.
+fn watched(engine: &Engine) -> BTreeSet<std::path::PathBuf> {
+    config::watched_paths(engine.root()).into_iter().chain(engine.mesh_paths()).collect()
+}

@@ -70,6 +70,15 @@ pub struct ServerInfo {
     pub node_id: String,
 }
 
+/// How many inbound connections were decided on, since Envoy's start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Decisions {
+    /// Let in, and the caller has said something.
+    pub allowed: u64,
+    /// Refused: a certificate of the mesh whose owner may not call, or none at all.
+    pub denied: u64,
+}
+
 /// The admin interface of one sidecar. Each call is one connection, bounded in time and size.
 #[derive(Debug, Clone)]
 pub struct Admin {
@@ -128,6 +137,20 @@ impl Admin {
     pub async fn stats(&self, filter: &str) -> Result<BTreeMap<String, u64>, Fault> {
         let raw = self.raw_stats(filter).await?;
         Ok(raw.into_iter().filter_map(|(name, value)| Some((name, value.parse().ok()?))).collect())
+    }
+
+    /// What the public listener decided: the intentions' effect.
+    ///
+    /// # Errors
+    /// `ENM-E020`, `ENM-E021`, `ENM-E022`: Envoy cannot be asked.
+    pub async fn decisions(&self) -> Result<Decisions, Fault> {
+        let stats = self.stats(r"^(connect_authz\.rbac|listener\.public_listener\.ssl)\.").await?;
+        let of = |name: &str| stats.get(name).copied().unwrap_or(0);
+        let tls = |name: &str| of(&format!("listener.public_listener.ssl.{name}"));
+        Ok(Decisions {
+            allowed: of("connect_authz.rbac.allowed"),
+            denied: of("connect_authz.rbac.denied") + tls("fail_verify_san") + tls("fail_verify_no_cert"),
+        })
     }
 
     /// All metrics that match, as text; texts without their quotes.
@@ -279,4 +302,92 @@ fn escaped(text: &str) -> String {
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    /// Somebody on the socket who answers every connection with `answer` and then keeps it open.
+    fn impostor(folder: &Path, answer: &'static [u8]) -> Admin {
+        let socket = folder.join("s");
+        let listener = UnixListener::bind(&socket).unwrap();
+        tokio::task::spawn_local(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                tokio::task::spawn_local(async move {
+                    let mut request = [0; 1024];
+                    let _ = stream.read(&mut request).await;
+                    let _ = stream.write_all(answer).await;
+                    std::future::pending::<()>().await;
+                });
+            }
+        });
+        Admin::new(socket)
+    }
+
+    fn run(test: impl AsyncFnOnce()) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, test());
+    }
+
+    #[test]
+    fn nobody_is_refused() {
+        run(async || {
+            let admin = Admin::new("/nowhere/envoy.sock");
+            assert_eq!(admin.ready().await, Readiness::Refused);
+            assert_eq!(admin.stats("x").await.unwrap_err().code, "ENM-E020");
+            let fault = admin.wait_live(Duration::from_millis(30)).await.unwrap_err();
+            assert_eq!(fault.code, "ENM-E032");
+            assert!(fault.message.contains("Refused"), "{}", fault.message);
+        });
+    }
+
+    #[test]
+    fn a_silent_envoy_costs_a_bounded_time() {
+        run(async || {
+            let dir = tempfile::tempdir().unwrap();
+            let started = Instant::now();
+            let fault = impostor(dir.path(), b"").stats("x").await.unwrap_err();
+            assert_eq!(fault.code, "ENM-E021");
+            assert!(started.elapsed() < LIMIT * 2);
+        });
+    }
+
+    #[test]
+    fn answers_are_bounded_and_must_be_good() {
+        run(async || {
+            let dir = tempfile::tempdir().unwrap();
+            let huge = impostor(dir.path(), b"HTTP/1.1 200 OK\r\ncontent-length: 99999999999\r\n\r\nx");
+            assert_eq!(huge.stats("x").await.unwrap_err().code, "ENM-E020");
+
+            let dir = tempfile::tempdir().unwrap();
+            let bad = impostor(dir.path(), b"HTTP/1.1 400 Bad Request\r\ncontent-length: 9\r\n\r\nbad regex");
+            let fault = bad.stats("(").await.unwrap_err();
+            assert_eq!(fault.code, "ENM-E022");
+            assert!(fault.message.contains("bad regex"), "{}", fault.message);
+        });
+    }
+
+    #[test]
+    fn states_and_numbers_are_read() {
+        run(async || {
+            let dir = tempfile::tempdir().unwrap();
+            let draining = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 9\r\n\r\nDRAINING\n";
+            assert_eq!(impostor(dir.path(), draining).ready().await, Readiness::Draining);
+
+            let dir = tempfile::tempdir().unwrap();
+            let text = b"HTTP/1.1 200 OK\r\ncontent-length: 40\r\n\r\na.b: 3\na.version_text: \"v1\"\nc: P0(1,1)  \n";
+            let admin = impostor(dir.path(), text);
+            assert_eq!(admin.stats("x").await.unwrap(), BTreeMap::from([("a.b".to_owned(), 3)]));
+            assert_eq!(admin.raw_stats("x").await.unwrap()["a.version_text"], "v1");
+        });
+    }
+
+    #[test]
+    fn expressions_survive_the_url() {
+        assert_eq!(escaped(r"^a\.b|c$"), "%5Ea%5C.b%7Cc%24");
+    }
 }

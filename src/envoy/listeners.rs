@@ -42,6 +42,7 @@ fn outbound(service: &ServicePlan, mesh: &MeshView, port: u16) -> Value {
     chains.extend(direct_chains(service, mesh));
     let mut listener = json!({
         "name": format!("outbound_listener:127.0.0.1:{port}"),
+        "stat_prefix": "outbound_listener",
         "traffic_direction": "OUTBOUND",
         "address": address(LOOPBACK_V4, port),
         "listener_filters": [extension(
@@ -122,16 +123,18 @@ fn public(
             json!({"stat_prefix": "inbound_connection_limit", "max_connections": limit}),
         ));
     }
-    filters.push(intentions(service, mesh));
+    let callers = callers(service, mesh);
+    filters.push(intentions(&callers));
     filters.push(tcp_proxy("public_listener", LOCAL_APP));
     let bind = options.bind_address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
     let mut listener = json!({
         "name": format!("public_listener:{}", std::net::SocketAddr::new(bind, port)),
+        "stat_prefix": "public_listener",
         "traffic_direction": "INBOUND",
         "address": address(bind, port),
         "filter_chains": [{
             "name": "public_listener",
-            "transport_socket": downstream_tls(layout),
+            "transport_socket": downstream_tls(layout, &callers),
             "filters": filters,
         }],
     });
@@ -145,11 +148,29 @@ fn public(
     any(LISTENER, listener)
 }
 
-/// Who may call: Consul's intentions on layer 4. A policy without principals lets nobody in.
-fn intentions(service: &ServicePlan, mesh: &MeshView) -> Value {
-    let callers = mesh.services.get(&service.name).map(|known| &known.allow);
-    let principals: Vec<Value> =
-        callers.into_iter().flatten().map(|caller| principal(caller, mesh)).collect();
+/// Who may call, as regular expressions over SPIFFE ids. As in Consul, whatever the caller's
+/// datacenter is.
+fn callers(service: &ServicePlan, mesh: &MeshView) -> Vec<String> {
+    let allow = mesh.services.get(&service.name).map(|known| &known.allow);
+    let trust_domain = literal(&mesh.trust_domain);
+    allow
+        .into_iter()
+        .flatten()
+        .map(|caller| match caller {
+            Caller::Any => "[^/]+".to_owned(),
+            Caller::Service(name) => literal(name.as_str()),
+        })
+        .map(|service| format!("^spiffe://{trust_domain}/ns/default/dc/[^/]+/svc/{service}$"))
+        .collect()
+}
+
+/// The same once more as Consul's intentions on layer 4, with Consul's names, so that allowed calls
+/// are counted where people look for them. A policy without principals lets nobody in.
+fn intentions(callers: &[String]) -> Value {
+    let principals: Vec<Value> = callers
+        .iter()
+        .map(|regex| json!({"authenticated": {"principal_name": {"safe_regex": {"regex": regex}}}}))
+        .collect();
     let rules = if principals.is_empty() {
         json!({"action": "ALLOW"})
     } else {
@@ -163,16 +184,6 @@ fn intentions(service: &ServicePlan, mesh: &MeshView) -> Value {
         "envoy.extensions.filters.network.rbac.v3.RBAC",
         json!({"stat_prefix": "connect_authz", "rules": rules}),
     )
-}
-
-/// An identity as Consul matches it: whatever the caller's datacenter is.
-fn principal(caller: &Caller, mesh: &MeshView) -> Value {
-    let service = match caller {
-        Caller::Any => "[^/]+".to_owned(),
-        Caller::Service(name) => literal(name.as_str()),
-    };
-    let regex = format!("^spiffe://{}/ns/default/dc/[^/]+/svc/{service}$", literal(&mesh.trust_domain));
-    json!({"authenticated": {"principal_name": {"safe_regex": {"regex": regex}}}})
 }
 
 /// `text` as an expression that matches nothing else.

@@ -30,7 +30,7 @@ mod stats_tags;
 mod typed;
 mod verify;
 
-pub use admin::{Admin, CertificateInfo, Readiness, ServerInfo};
+pub use admin::{Admin, CertificateInfo, Decisions, Readiness, ServerInfo};
 pub use bootstrap::bootstrap;
 pub use error::EnvoyError;
 pub use layout::Layout;

@@ -32,40 +32,44 @@ pub fn secrets(credentials: &Credentials) -> BTreeMap<&'static str, Value> {
         .collect()
 }
 
-/// TLS for the public listener. Any certificate of the mesh is let in; whom it belongs to is the
-/// intentions' matter, as in Consul.
-pub fn downstream_tls(layout: &Layout) -> Value {
+/// TLS for the public listener: lets in who carries a certificate of the mesh with an identity that
+/// one of the regular expressions `callers` matches; nobody when there are none.
+///
+/// Consul leaves the identity to the RBAC filter alone. That one decides when the first bytes of
+/// the caller arrive, and by then an app that speaks first has already been heard.
+pub fn downstream_tls(layout: &Layout, callers: &[String]) -> Value {
+    // No URI is empty, so this one matches nothing; an empty list would match everything.
+    let nobody = ["^$".to_owned()];
+    let callers = if callers.is_empty() { &nobody } else { callers };
+    let identities: Vec<Value> = callers
+        .iter()
+        .map(|regex| json!({"san_type": "URI", "matcher": {"safe_regex": {"regex": regex}}}))
+        .collect();
     tls_socket(
         "DownstreamTlsContext",
         json!({
             "require_client_certificate": true,
-            "common_tls_context": {
-                "tls_params": tls_params(),
-                "tls_certificate_sds_secret_configs": [secret_source(layout, LEAF)],
-                "validation_context_sds_secret_config": secret_source(layout, ROOT),
-            },
+            "common_tls_context": common(layout, &identities),
         }),
     )
 }
 
 /// TLS towards a service: its SNI, and a certificate that carries exactly its identity.
 pub fn upstream_tls(layout: &Layout, sni: &str, identity: &str) -> Value {
-    tls_socket(
-        "UpstreamTlsContext",
-        json!({
-            "sni": sni,
-            "common_tls_context": {
-                "tls_params": tls_params(),
-                "tls_certificate_sds_secret_configs": [secret_source(layout, LEAF)],
-                "combined_validation_context": {
-                    "default_validation_context": {
-                        "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {"exact": identity}}],
-                    },
-                    "validation_context_sds_secret_config": secret_source(layout, ROOT),
-                },
-            },
-        }),
-    )
+    let identity = json!({"san_type": "URI", "matcher": {"exact": identity}});
+    tls_socket("UpstreamTlsContext", json!({"sni": sni, "common_tls_context": common(layout, &[identity])}))
+}
+
+/// Our certificate, and whose we accept.
+fn common(layout: &Layout, identities: &[Value]) -> Value {
+    json!({
+        "tls_params": tls_params(),
+        "tls_certificate_sds_secret_configs": [secret_source(layout, LEAF)],
+        "combined_validation_context": {
+            "default_validation_context": {"match_typed_subject_alt_names": identities},
+            "validation_context_sds_secret_config": secret_source(layout, ROOT),
+        },
+    })
 }
 
 /// Envoy's own limit for clients is TLS 1.2, which costs every connection a round trip more.

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
-use super::ca::{Authority, ROOT_CERTIFICATE, ROOT_KEY};
+use super::ca::{self, Authority, CaError, ROOT_CERTIFICATE, ROOT_KEY, Trust};
 use super::{StaticMesh, TrustDomain};
 use crate::base::files::{self, Access};
 use crate::base::{Fault, Root};
@@ -91,7 +91,8 @@ pub fn ca_init(
 /// Issues a certificate for a service that runs on a host without the CA's key.
 ///
 /// # Errors
-/// As [`Authority::open`] and [`Authority::issue`]; `ENM-X001` to `ENM-X003` the files cannot be
+/// As [`Authority::open`] and [`Authority::issue`]; `ENM-M035` a service called `root`, `ENM-M036`
+/// another CA's folder; `ENM-X001` to `ENM-X003` the files cannot be
 /// written.
 pub fn ca_issue(
     root: &Root,
@@ -104,12 +105,18 @@ pub fn ca_issue(
     let identity = mesh.view_now()?.spiffe_id(&request.service);
     let ttl = request.ttl.unwrap_or(config.leaf_ttl);
     let issued = authority.issue(&identity, ttl.0, now)?;
-    let (out, service) = (&request.out, &request.service);
+    let out = &request.out;
+    let (certificate, key) = ca::issued_paths(out, request.service.as_str())?;
+    // The roots go there, too; beside another CA's key they would spoil that CA.
+    let present = Trust::open(out)?;
+    if out.join(ROOT_KEY).exists() && present.is_none_or(|present| present.pem() != issued.roots_pem) {
+        return Err(CaError::OtherCa { folder: out.clone() }.into());
+    }
     let report = IssueReport {
         trust_domain: identity.trust_domain.clone(),
         identity: identity.to_string(),
-        certificate: out.join(format!("{service}.pem")),
-        key: out.join(format!("{service}.key")),
+        certificate,
+        key,
         roots: out.join(ROOT_CERTIFICATE),
         not_after: rfc3339(issued.not_after),
     };
@@ -157,7 +164,23 @@ mod tests {
         assert_eq!(issued.identity, "spiffe://lab.consul/ns/default/dc/dc1/svc/api");
         assert_eq!(issued.not_after, "2027-01-15T09:00:00Z");
         assert!(issued.certificate.is_file() && issued.key.is_file() && issued.roots.is_file());
+        let own = IssueRequest { out: root.join(&config.ca), ..issue };
+        ca_issue(&root, &config, &own, now).unwrap();
         let json = serde_json::to_value(&issued).unwrap();
         assert_eq!(json["trust_domain"], "lab.consul");
+    }
+    #[test]
+    fn issuing_spoils_no_ca() {
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (root, config) = (Root::new(dir.path()), StaticConfig::default());
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        ca_init(&root, &config, &InitRequest::default(), now).unwrap();
+        Authority::create(other.path(), None, false, now).unwrap();
+        let issue = IssueRequest { service: "api".parse().unwrap(), ttl: None, out: other.path().to_owned() };
+        assert_eq!(ca_issue(&root, &config, &issue, now).unwrap_err().code, "ENM-M036");
+        Authority::open(other.path()).unwrap();
+        let issue = IssueRequest { service: "root".parse().unwrap(), ttl: None, out: dir.path().join("out") };
+        assert_eq!(ca_issue(&root, &config, &issue, now).unwrap_err().code, "ENM-M035");
+        assert!(!issue.out.exists());
     }
 }

@@ -162,5 +162,4 @@ impl MeshSource for StaticMesh {
 }
 
 #[cfg(test)]
-#[path = "source_tests.rs"]
 mod tests;

@@ -29,8 +29,7 @@ const CHAINS: [(&str, &str); 4] = [
 ];
 
 /// Tables that nftables-based redirectors make, by how their names begin.
-const TABLES: [(&str, &str); 2] =
-    [("consul_tproxy", "consul connect redirect-traffic"), ("istio-", "istio")];
+const TABLES: [(&str, &str); 2] = [("consul_tproxy", "consul connect redirect-traffic"), ("istio-", "istio")];
 
 /// The redirectors of others in the network namespace of the calling thread, as far as nf_tables
 /// shows them: rules of `iptables-legacy` are not in there.
@@ -85,9 +84,7 @@ mod tests {
 
     #[test]
     fn redirectors_are_told_from_everybody_else() {
-        let chain = |family: &str, table: &str, name: &str| {
-            serde_json::json!({"chain": {"family": family, "table": table, "name": name, "handle": 1}})
-        };
+        let chain = |family: &str, table: &str, name: &str| serde_json::json!({"chain": {"family": family, "table": table, "name": name, "handle": 1}});
         let document = serde_json::json!({"nftables": [
             {"metainfo": {"version": "1.0.6"}},
             chain("ip", "nat", "DOCKER"),

@@ -86,6 +86,12 @@ pub trait Service {
     /// The main process, or 0.
     #[zbus(property, name = "MainPID")]
     fn main_pid(&self) -> zbus::Result<u32>;
+    /// The user it runs as, also a dynamic one, while it runs; `u32::MAX` where there is none.
+    #[zbus(property, name = "UID")]
+    fn uid(&self) -> zbus::Result<u32>;
+    /// The user that its file names; empty for root.
+    #[zbus(property)]
+    fn user(&self) -> zbus::Result<String>;
     /// Restarts that systemd made by itself.
     #[zbus(property, name = "NRestarts")]
     fn n_restarts(&self) -> zbus::Result<u32>;

@@ -10,6 +10,7 @@ mod job;
 pub mod manager;
 pub mod notify;
 pub mod resolved;
+pub mod scope;
 mod watch;
 
 #[cfg(test)]

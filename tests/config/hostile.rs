@@ -174,14 +174,32 @@ fn folders_that_are_no_folders() {
 #[test]
 fn a_file_that_may_not_be_read() {
     let tree = Tree::new();
-    tree.service("a.toml", "name = 'a'\n");
-    fs::set_permissions(tree.path("etc/enmesh/services/a.toml"), Permissions::from_mode(0)).unwrap();
-    let config = tree.load();
-    if nix::unistd::geteuid().is_root() {
-        // Root reads it all the same.
-        assert_eq!(config.services.len(), 1);
-    } else {
-        assert_eq!(config.errors[0].code, "ENM-C001");
-        assert_eq!(config.errors[0].class.exit_code(), 77);
+    tree.service("a.toml", "name = 'a'\n").service("b.toml", "name = 'b'\n");
+    fs::set_permissions(tree.path(""), Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(tree.path("etc/enmesh/services/a.toml"), Permissions::from_mode(0o000)).unwrap();
+    let read = || {
+        // Root may read everything; as far as files go, this one thread is nobody from here on.
+        nix::unistd::setfsuid(nix::unistd::Uid::from_raw(65534));
+        tree.load()
+    };
+    let config = std::thread::scope(|scope| scope.spawn(read).join().unwrap());
+    assert_eq!(only(&config.errors).0, "ENM-C001");
+    assert_eq!(config.errors[0].class.exit_code(), 77);
+    assert_eq!(config.services.len(), 1);
+}
+
+#[test]
+fn messages_are_fit_for_a_terminal() {
+    let long = "x".repeat(500_000);
+    for text in [
+        format!("name = '{long}'"),
+        format!("name = 'a'\n{long} = 1"),
+        format!("name = 'a'\n[[check]]\ninterval = '1s'\nhttp = '{long}'"),
+        "name = 'a'\n\"x\\ny\" = 1".to_owned(),
+    ] {
+        let message = at_once(|| service_errors("a.toml", text))[0].message.clone();
+        assert!(message.len() < 1000 && !message.contains(char::is_control), "{message}");
     }
+    let message = service_errors("a.toml", format!("name = '{long}'"))[0].message.clone();
+    assert!(message.ends_with("with a letter or digit at both ends"), "the reason is still there: {message}");
 }

@@ -88,7 +88,7 @@ fn text_that_says_false_is_false() {
         assert_eq!(config.services[0].capture.mode, mode, "{value}");
         assert_eq!(codes(&config.warnings), if warned { vec!["ENM-C082"] } else { vec![] }, "{value}");
     }
-    for value in [json!("no"), json!(0), json!(["true"])] {
+    for value in [json!("no"), json!(""), json!(0), json!(null), json!(["true"])] {
         assert_eq!(
             codes(&annotations(json!({ "transparent-proxy": value })).errors),
             ["ENM-C061"],

@@ -68,7 +68,9 @@ fn the_message_has_the_path_and_the_hint_what_was_meant() {
     let errors = service_errors("a.toml", "name = 'a'\n[proxy]\nzzz = 1\n");
     assert_eq!(errors[0].hint, "the keys known here are config");
     let errors = service_errors("a.toml", "name = 'a'\ntags = 'x'\n");
-    assert!(errors[0].message.starts_with("`tags`: expected a sequence"), "{}", errors[0].message);
+    assert!(errors[0].message.starts_with("`tags`: expected a list"), "{}", errors[0].message);
+    let errors = service_errors("a.json", r#"{"name": "a", "port": "80"}"#);
+    assert_eq!(errors[0].message, "`port`: expected a port: a number from 1 to 65535, found the text \"80\"");
 }
 
 #[test]
@@ -120,6 +122,21 @@ fn rules_between_fields_point_at_the_key() {
         assert_eq!(only(&errors), (code, line, column), "{text}");
         assert_eq!(errors[0].service.as_deref(), Some("a"));
     }
+}
+
+#[test]
+fn a_port_that_is_bypassed_by_default_is_said() {
+    let warned = |text: &str| {
+        let tree = Tree::new();
+        let config = tree.service("a.toml", format!("name = 'a'\n{text}\n")).load();
+        assert_eq!(config.errors, []);
+        config.warnings.iter().map(|w| (w.code, w.place.as_ref().unwrap().line)).collect::<Vec<_>>()
+    };
+    assert_eq!(warned("port = 22"), [("ENM-C087", 2)]);
+    assert_eq!(warned("port = 80\ncapture.bypass.inbound_ports = ['22-90']"), [("ENM-C087", 2)]);
+    assert_eq!(warned("port = 80"), []);
+    assert_eq!(warned("port = 22\ncapture.inbound = 'none'"), []);
+    assert_eq!(warned("port = 22\ncapture.mode = 'direct'"), []);
 }
 
 #[test]

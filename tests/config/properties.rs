@@ -217,7 +217,7 @@ fn service() -> impl Strategy<Value = ServiceConfig> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn values_of_any_text(text in any::<String>(), near in "(user:|unit:|netns:|)[0-9a-z./:@-]{0,12}(s|ms|h|-80|.service|)") {

@@ -10,11 +10,11 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use bed::{Ca, Call, Sidecar, app, envoy, greeting, in_namespace, ip_command, nft, tree};
+use bed::{Ca, Call, Sidecar, app, call, envoy, in_namespace, ip_command, nft, tree};
 use enmesh::base::{Root, exec};
-use enmesh::config::value::Port;
+use enmesh::config::value::{Port, Span};
 use enmesh::envoy::{
-    FileSet, Layout, Programs, Published, Publisher, Readiness, resources, validate_document,
+    Decisions, FileSet, Layout, Programs, Published, Publisher, Readiness, resources, validate_document,
 };
 use enmesh::plan::{Credentials, MeshView, ServicePlan};
 use scenarios::{TRUST_DOMAIN, caller, known, mesh, name, scenarios as all, service, upstream};
@@ -33,6 +33,9 @@ struct Pair {
     api_credentials: Credentials,
 }
 
+/// Time that connections of a changed chain get.
+const DRAIN: Duration = Duration::from_secs(1);
+/// The explicit upstream of `web` that leads to `api`.
 const API: &str = "127.0.0.1:9002";
 
 impl Pair {
@@ -43,7 +46,9 @@ impl Pair {
         web.port = None;
         web.sidecar.inbound_port = None;
         web.upstreams = vec![upstream("api", 9002)];
+        web.sidecar.drain = Span(DRAIN);
         let mut api = service("api");
+        api.sidecar.drain = Span(DRAIN);
         api.sidecar.program = envoy();
         api.sidecar.outbound_port = None;
         api.sidecar.inbound_port = Some(21001);
@@ -90,6 +95,19 @@ impl Pair {
     }
 }
 
+/// The line of the access log that contains `text`; Envoy writes them out once a second.
+async fn logged(sidecar: &Sidecar, text: &str) -> Value {
+    let deadline = Instant::now() + bed::LIMIT;
+    loop {
+        let log = sidecar.log();
+        if let Some(line) = log.lines().find(|line| line.contains(text)) {
+            return serde_json::from_str(line).unwrap();
+        }
+        assert!(Instant::now() < deadline, "nothing about {text} in: {log}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 #[test]
 fn every_scenario_is_valid_and_is_taken_up() {
     in_namespace(|| async {
@@ -132,21 +150,14 @@ fn a_call_goes_over_mutual_tls_and_its_caller_is_seen() {
         let pair = Pair::new();
         app("127.0.0.1:8081", "api").await;
         let (web, api) = pair.start().await;
-        assert_eq!(greeting(API).await.as_deref(), Some("api"));
+        assert_eq!(call(API).await.as_deref(), Some("api"));
         assert_eq!(api.counter("connect_authz.rbac.allowed").await, 1);
-        assert_eq!(api.counter("listener.0.0.0.0_21001.ssl.handshake").await, 1);
+        assert_eq!(api.counter("listener.public_listener.ssl.handshake").await, 1);
         // Nobody gets through without a certificate.
-        assert_eq!(greeting("127.0.0.1:21001").await, None);
+        assert_eq!(call("127.0.0.1:21001").await, None);
 
         let caller = pair.web.identity.to_string();
-        let deadline = Instant::now() + bed::LIMIT;
-        while !api.log().contains(&caller) {
-            assert!(Instant::now() < deadline, "no line about {caller} in: {}", api.log());
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        let line = api.log().lines().find(|line| line.contains(&caller)).unwrap().to_owned();
-        let line: Value = serde_json::from_str(&line).unwrap();
-        assert_eq!(line["caller"], caller);
+        assert_eq!(logged(&api, &caller).await["caller"], caller);
 
         let tagged = web.admin.certs().await.unwrap();
         assert!(tagged.iter().any(|c| !c.ca && c.uris == [caller.clone()]), "{tagged:?}");
@@ -178,12 +189,12 @@ fn redirected_connections_find_their_service() {
         app("127.0.0.1:8081", "api").await;
         app("10.99.0.1:7000", "outside the mesh").await;
         let (web, api) = pair.start().await;
-        assert_eq!(greeting("240.0.0.5:80").await.as_deref(), Some("api"), "virtual IP");
-        assert_eq!(greeting("[fd00:240::5]:80").await.as_deref(), Some("api"), "virtual IP, IPv6");
+        assert_eq!(call("240.0.0.5:80").await.as_deref(), Some("api"), "virtual IP");
+        assert_eq!(call("[fd00:240::5]:80").await.as_deref(), Some("api"), "virtual IP, IPv6");
         assert_eq!(api.counter("connect_authz.rbac.allowed").await, 2);
-        assert_eq!(greeting("10.99.0.2:8080").await.as_deref(), Some("api"), "instance, dialled directly");
+        assert_eq!(call("10.99.0.2:8080").await.as_deref(), Some("api"), "instance, dialled directly");
         assert_eq!(api.counter("connect_authz.rbac.allowed").await, 3, "over mutual TLS, too");
-        assert_eq!(greeting("10.99.0.1:7000").await.as_deref(), Some("outside the mesh"));
+        assert_eq!(call("10.99.0.1:7000").await.as_deref(), Some("outside the mesh"));
         assert_eq!(web.counter("cluster.original-destination.upstream_cx_total").await, 1);
 
         let prometheus = web.admin.stats("upstream_cx_total").await.unwrap();
@@ -200,19 +211,25 @@ fn intentions_change_without_a_restart() {
         let mut pair = Pair::new();
         app("127.0.0.1:8081", "api").await;
         let (_web, api) = pair.start().await;
-        assert_eq!(greeting(API).await.as_deref(), Some("api"));
+        assert_eq!(call(API).await.as_deref(), Some("api"));
 
         for (allow, answer) in [("other", None), ("*", Some("api")), ("other", None), ("web", Some("api"))] {
             pair.mesh.services.get_mut(&name("api")).unwrap().allow = [caller(allow)].into();
             let published = pair.publish_api().await;
             assert_eq!(published, Published { changed: vec!["lds.json".to_owned()], verified: true });
-            assert_eq!(greeting(API).await.as_deref(), answer, "callers: {allow}");
+            assert_eq!(call(API).await.as_deref(), answer, "callers: {allow}");
         }
+        let (mut open, _) = Call::open(API).await.unwrap();
+        open.echoes().await.unwrap();
         pair.mesh.services.get_mut(&name("api")).unwrap().allow.clear();
         pair.publish_api().await;
-        assert_eq!(greeting(API).await, None, "no callers");
-        assert_eq!(api.counter("connect_authz.rbac.allowed").await, 3);
-        assert_eq!(api.counter("connect_authz.rbac.denied").await, 3);
+        assert_eq!(call(API).await, None, "no callers");
+        assert_eq!(api.admin.decisions().await.unwrap(), Decisions { allowed: 4, denied: 3 });
+        tokio::time::sleep(DRAIN + Duration::from_secs(1)).await;
+        open.echoes().await.expect_err("who may not call any more is cut off after the drain time");
+        // Who was refused is seen as well.
+        let refused = logged(&api, "CERTIFICATE_VERIFY_FAILED").await;
+        assert_eq!(refused["caller"], pair.web.identity.to_string());
     });
 }
 
@@ -241,7 +258,7 @@ fn certificates_rotate_under_open_connections() {
         assert_eq!(pair.file(&pair.api, "lds.json"), listeners);
         assert_eq!(api.counter("listener_manager.lds.update_attempt").await, looked);
         open.echoes().await.expect("the open connection lives on");
-        assert_eq!(greeting(API).await.as_deref(), Some("api"));
+        assert_eq!(call(API).await.as_deref(), Some("api"));
         assert_eq!(web.counter("sds.connect-leaf.update_rejected").await, 0);
     });
 }
@@ -268,7 +285,7 @@ fn what_envoy_refuses_is_taken_back_and_told() {
         assert!(fault.hint.contains("last good"), "{}", fault.hint);
         assert_eq!(pair.file(&pair.api, "lds.json"), good);
         open.echoes().await.expect("an open connection is not touched");
-        assert_eq!(greeting(API).await.as_deref(), Some("api"));
+        assert_eq!(call(API).await.as_deref(), Some("api"));
 
         // A key that is not the certificate's.
         let fine = pair.api_credentials.clone();
@@ -279,7 +296,7 @@ fn what_envoy_refuses_is_taken_back_and_told() {
         assert!(fault.message.contains("secrets/connect-leaf.json"), "{}", fault.message);
         assert!(fault.message.to_lowercase().contains("key"), "{}", fault.message);
         assert!(!fault.message.contains("PRIVATE KEY"), "{}", fault.message);
-        assert_eq!(greeting(API).await.as_deref(), Some("api"));
+        assert_eq!(call(API).await.as_deref(), Some("api"));
 
         // A port that somebody else has.
         pair.api_credentials = fine;
@@ -289,13 +306,13 @@ fn what_envoy_refuses_is_taken_back_and_told() {
         let fault = publish.await.unwrap_err();
         assert_eq!(fault.code, "ENM-E030");
         assert!(fault.message.contains("Address already in use"), "{}", fault.message);
-        assert_eq!(greeting(API).await.as_deref(), Some("api"));
+        assert_eq!(call(API).await.as_deref(), Some("api"));
 
         // And nothing of it is in the way of the next one, which is free again.
         drop(taken);
         let published = pair.publish_api().await;
         assert!(published.verified, "{published:?}");
-        assert_eq!(greeting(API).await.as_deref(), Some("api"));
+        assert_eq!(call(API).await.as_deref(), Some("api"));
         assert_eq!(api.admin.ready().await, Readiness::Live);
     });
 }
@@ -324,7 +341,7 @@ fn traffic_follows_the_endpoints_at_once() {
             let published = pair.publish_web().await;
             took.push(started.elapsed());
             assert_eq!(published, Published { changed: vec!["eds/api.json".to_owned()], verified: true });
-            assert_eq!(greeting(API).await.as_deref(), Some(answer));
+            assert_eq!(call(API).await.as_deref(), Some(answer));
         }
         took.sort();
         eprintln!("an endpoint's change, written and verified: median {:?}, worst {:?}", took[10], took[19]);
@@ -366,10 +383,10 @@ fn a_file_that_envoy_missed_is_shown_to_it_again() {
         let set = FileSet::new(&resources(&pair.web, &pair.mesh, &pair.root).unwrap(), None);
         let path = Layout::new(&pair.web, &pair.root).path("eds/api.json");
         fs::write(path, set.get("eds/api.json").unwrap()).unwrap();
-        assert_eq!(greeting(API).await.as_deref(), Some("api"), "Envoy has not seen it");
+        assert_eq!(call(API).await.as_deref(), Some("api"), "Envoy has not seen it");
         let published = pair.publish_web().await;
         assert!(published.verified);
-        assert_eq!(greeting(API).await, None, "now it has");
+        assert_eq!(call(API).await, None, "now it has");
     });
 }
 

@@ -175,9 +175,11 @@ impl Call {
     }
 }
 
-/// Who answers at `address`; `None` when nobody does.
-pub async fn greeting(address: &str) -> Option<String> {
-    Call::open(address).await.ok().map(|(_, greeting)| greeting)
+/// Who answers at `address`, also to what is said; `None` when nobody does.
+pub async fn call(address: &str) -> Option<String> {
+    let (mut call, greeting) = Call::open(address).await.ok()?;
+    call.echoes().await.ok()?;
+    Some(greeting)
 }
 
 /// A CA like Consul's (facts of its certificates: EC P-256, URI SAN).

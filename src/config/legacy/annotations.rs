@@ -213,7 +213,7 @@ impl Annotations<'_> {
 
     /// Absent means transparent: rules were installed then as well.
     fn mode(&mut self) -> Mode {
-        let Some(node) = self.value(TRANSPARENT) else { return Mode::Transparent };
+        let Some(Entry { node, .. }) = self.table.get(TRANSPARENT) else { return Mode::Transparent };
         let flag = match &node.item {
             Item::Bool(flag) => Some(*flag),
             Item::Text(text) => match text.trim().to_ascii_lowercase().as_str() {

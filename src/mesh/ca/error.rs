@@ -120,6 +120,15 @@ pub enum CaError {
         /// The root certificate.
         path: PathBuf,
     },
+    /// A service whose files would be the CA's own.
+    #[error("no certificate file can be made for a service `root`: its files would be the CA's own")]
+    Reserved,
+    /// A folder that is to get certificates holds another CA.
+    #[error("{} holds the key of another CA", folder.display())]
+    OtherCa {
+        /// The folder.
+        folder: PathBuf,
+    },
     /// The cryptography refused.
     #[error("cannot make the certificate")]
     Signing {
@@ -147,7 +156,9 @@ impl Explain for CaError {
             CaError::Foreign { .. } => "ENM-M032",
             CaError::TrustDomains { .. } => "ENM-M033",
             CaError::NoTrustDomain { .. } => "ENM-M034",
-            CaError::Signing { .. } => "ENM-M035",
+            CaError::Reserved => "ENM-M035",
+            CaError::OtherCa { .. } => "ENM-M036",
+            CaError::Signing { .. } => "ENM-M037",
         }
     }
 
@@ -200,6 +211,10 @@ impl Explain for CaError {
             CaError::NoTrustDomain { .. } => {
                 "write `trust_domain = \"...\"` into the peers file, as the other hosts of the mesh have it".to_owned()
             }
+            CaError::Reserved => {
+                "run the service `root` on a host that has the CA's key, or give it another name".to_owned()
+            }
+            CaError::OtherCa { .. } => "give `--out` a folder of its own".to_owned(),
             CaError::Signing { .. } => {
                 "the CA's key should be EC P-256 in PKCS#8, as `enmesh ca init` makes it".to_owned()
             }
@@ -226,6 +241,8 @@ impl Explain for CaError {
             | CaError::Unreadable { .. }
             | CaError::NotValid { .. }
             | CaError::Foreign { .. }
+            | CaError::Reserved
+            | CaError::OtherCa { .. }
             | CaError::Signing { .. } => Class::Failed,
         }
     }

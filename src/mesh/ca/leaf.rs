@@ -15,8 +15,8 @@ use crate::plan::{Credentials, SpiffeId};
 /// where in between, so that hosts that started together do not renew together.
 pub fn renew_at(credentials: &Credentials, jitter: f64) -> SystemTime {
     let life = credentials.not_after.duration_since(credentials.not_before).unwrap_or(Duration::ZERO);
-    // `max` and `min` turn a NaN into a number, which `clamp` would not.
-    let part = life.mul_f64(0.6 + 0.3 * jitter.max(0.0).min(1.0));
+    let jitter = if jitter.is_nan() { 0.0 } else { jitter.clamp(0.0, 1.0) };
+    let part = life.mul_f64(0.6 + 0.3 * jitter);
     credentials.not_before.checked_add(part).unwrap_or(credentials.not_after)
 }
 

@@ -170,7 +170,7 @@ impl Authority {
     ///
     /// # Errors
     /// `ENM-M028` the root is not valid now, `ENM-M031` `ttl` is below ten seconds, `ENM-M032` an
-    /// identity of another trust domain, `ENM-M035` the cryptography refused.
+    /// identity of another trust domain, `ENM-M037` the cryptography refused.
     pub fn issue(&self, identity: &SpiffeId, ttl: Duration, now: SystemTime) -> Result<Credentials, Fault> {
         if let Some(ours) = self.trust.trust_domain()
             && ours != identity.trust_domain
@@ -282,22 +282,30 @@ fn time_text(time: SystemTime) -> String {
     humantime::format_rfc3339_seconds(time).to_string()
 }
 
+/// Where the certificate and the key of a service lie that somebody else issued.
+///
+/// # Errors
+/// `ENM-M035`: the service is called `root`, as the CA's own files are.
+pub fn issued_paths(folder: &Path, service: &str) -> Result<(PathBuf, PathBuf), CaError> {
+    if service == "root" {
+        return Err(CaError::Reserved);
+    }
+    Ok((folder.join(format!("{service}.pem")), folder.join(format!("{service}.key"))))
+}
+
 /// Reads what somebody else issued for `identity`: `<service>.pem` and `<service>.key` in `folder`.
 ///
 /// # Errors
 /// `ENM-M020` no roots there, `ENM-M029` no certificate or key for the service, `ENM-M030` it cannot
-/// be used.
+/// be used, `ENM-M035` the service is called `root`.
 pub fn read_issued(folder: &Path, identity: &SpiffeId, now: SystemTime) -> Result<Credentials, Fault> {
     let trust = Trust::open(folder)?.ok_or_else(|| CaError::None { folder: folder.to_owned() })?;
-    let part = |ending: &str| -> Result<(PathBuf, String), CaError> {
-        let path = folder.join(format!("{}.{ending}", identity.service));
-        match trust::read(&path)? {
-            Some(input) => Ok((path, input.text)),
-            None => Err(CaError::LeafMissing { service: identity.service.clone(), path }),
-        }
+    let (path, key_path) = issued_paths(folder, &identity.service)?;
+    let part = |path: &Path| match trust::read(path)? {
+        Some(input) => Ok(input.text),
+        None => Err(CaError::LeafMissing { service: identity.service.clone(), path: path.to_owned() }),
     };
-    let (path, certificate_pem) = part("pem")?;
-    let (_, key_pem) = part("key")?;
+    let (certificate_pem, key_pem) = (part(&path)?, part(&key_path)?);
     let unfit = |source| CaError::LeafUnfit { path: path.clone(), source };
     let credentials = leaf::assemble(certificate_pem, key_pem, trust.pem).map_err(unfit)?;
     verify(&credentials, identity, now).map_err(unfit)?;

@@ -3,6 +3,8 @@ use std::os::unix::fs::PermissionsExt;
 
 use x509_parser::parse_x509_certificate;
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::config::value::ServiceId;
 
@@ -404,4 +406,35 @@ fn trust_domains_are_random_uuids_unless_given() {
     assert_eq!(parts, [8, 4, 4, 4, 12]);
     assert_eq!(&one[14..15], "4", "version 4: {one}");
     assert!("89ab".contains(&one[19..20]), "the variant: {one}");
+}
+
+proptest! {
+    #[test]
+    fn no_pem_makes_the_readers_panic(label in "(EC |RSA )?(PRIVATE KEY|CERTIFICATE|EC PARAMETERS)", body in "[A-Za-z0-9+/=\n]{0,200}") {
+        let text = format!("-----BEGIN {label}-----\n{body}\n-----END {label}-----\n");
+        prop_assert!(super::pem::certificates(&text).is_err());
+        prop_assert!(super::pem::private_key(&text).is_err());
+    }
+}
+
+/// Every bit of what is signed, and of the signature. The few bytes around them say nothing of their
+/// own, and the parser does not mind all of them.
+#[test]
+fn no_damaged_certificate_is_accepted() {
+    let dir = tempfile::tempdir().unwrap();
+    let leaf = authority(dir.path()).issue(&api(), TTL, now()).unwrap();
+    let whole = der(&leaf.certificate_pem);
+    let (_, parsed) = parse_x509_certificate(&whole).unwrap();
+    let place = |part: &[u8]| {
+        let start = whole.windows(part.len()).position(|window| window == part).unwrap();
+        start..start + part.len()
+    };
+    let (signed, signature) = (place(parsed.tbs_certificate.as_ref()), place(&parsed.signature_value.data));
+    for (at, bit) in signed.chain(signature).flat_map(|at| (0..8).map(move |bit| (at, bit))) {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 1 << bit;
+        let certificate_pem = super::pem::encode_certificate(&damaged);
+        let damaged = Credentials { certificate_pem, ..leaf.clone() };
+        assert!(verify(&damaged, &api(), now()).is_err(), "bit {bit} of byte {at} of {}", whole.len());
+    }
 }

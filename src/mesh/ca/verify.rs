@@ -153,6 +153,8 @@ fn chains(
         child.issuer().as_raw() == parent.subject().as_raw()
             && is_authority(parent)
             && valid_at(parent, now).is_ok()
+            // The algorithm is named twice, and only one of the two is signed (RFC 5280, 4.1.1.2).
+            && child.signature_algorithm == child.tbs_certificate.signature
             && child.verify_signature(Some(parent.public_key())).is_ok()
     };
     let mut unused: Vec<&X509Certificate<'_>> = intermediates.iter().collect();

@@ -36,7 +36,9 @@ fn explain(stderr: &str) -> RedirectError {
         RedirectError::NotPermitted
     } else if has("Device or resource busy") || has("Interrupted system call") {
         RedirectError::Busy { message }
-    } else if has("No such file or directory") || has("not supported") || has("Could not process rule: No such")
+    } else if has("No such file or directory")
+        || has("not supported")
+        || has("Could not process rule: No such")
     {
         RedirectError::KernelLacks { missing: message }
     } else {
@@ -63,14 +65,12 @@ mod tests {
     #[test]
     fn complaints_become_errors_that_say_what_to_do() {
         let code = |stderr: &str| explain(stderr).code();
-        assert_eq!(
-            code("Error: syntax error\nJSON support not compiled-in\n"),
-            "ENM-R003"
-        );
+        assert_eq!(code("Error: syntax error\nJSON support not compiled-in\n"), "ENM-R003");
         let fault = explain("internal:0:0-0: Error: Could not process rule: Operation not permitted\n\n");
         assert_eq!((fault.code(), fault.class()), ("ENM-R002", Class::Privilege));
         assert_eq!(fault.class().exit_code(), 77);
-        let lacks = explain("Error: Could not process rule: No such file or directory\nfib daddr type local\n^^^^\n");
+        let lacks =
+            explain("Error: Could not process rule: No such file or directory\nfib daddr type local\n^^^^\n");
         assert_eq!(lacks.code(), "ENM-R004");
         assert!(lacks.to_string().contains("fib daddr type local"), "{lacks}");
         assert_eq!(code("Error: Could not process rule: Device or resource busy\n"), "ENM-R005");

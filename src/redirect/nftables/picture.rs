@@ -189,7 +189,8 @@ fn element_parts(element: &Json) -> (Vec<Part>, Option<String>) {
 }
 
 fn part(value: &Json) -> Part {
-    interval(value).map_or_else(|| Part::Other(text(value)), |(kind, first, last)| Part::Interval(kind, first, last))
+    interval(value)
+        .map_or_else(|| Part::Other(text(value)), |(kind, first, last)| Part::Interval(kind, first, last))
 }
 
 fn interval(value: &Json) -> Option<(u8, u128, u128)> {

@@ -203,7 +203,12 @@ impl Sets {
     }
 
     /// Adds `nets`, merged, each behind `before`, to the set of its family.
-    fn nets(&mut self, [v4, v6]: [&'static str; 2], before: Option<Value>, nets: impl Iterator<Item = IpNet>) {
+    fn nets(
+        &mut self,
+        [v4, v6]: [&'static str; 2],
+        before: Option<Value>,
+        nets: impl Iterator<Item = IpNet>,
+    ) {
         let nets: Vec<IpNet> = nets.map(|net| net.trunc()).collect();
         for net in IpNet::aggregate(&nets) {
             let set = if net.addr().is_ipv4() { v4 } else { v6 };
@@ -274,8 +279,5 @@ fn merged_ports(elements: &BTreeSet<Element>) -> Vec<Element> {
         [Value::Ports(first, last)] => Some((*first, *last)),
         _ => None,
     });
-    merge_pairs(pairs.collect())
-        .into_iter()
-        .map(|(first, last)| key([Value::Ports(first, last)]))
-        .collect()
+    merge_pairs(pairs.collect()).into_iter().map(|(first, last)| key([Value::Ports(first, last)])).collect()
 }

@@ -3,9 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::Operand::{Between, Number, Set, Word, Words};
-use super::Part::{
-    Accept, Dnat, Goto, Is, IsNot, Jump, NotOpening, Prohibit, Redirect, Reset, Return, Zone,
-};
+use super::Part::{Accept, Dnat, Goto, Is, IsNot, Jump, NotOpening, Prohibit, Redirect, Reset, Return, Zone};
 use super::Selector::{
     AnyDestination, DestinationType, Family, InputInterface, Ip4Destination, Ip6Destination, OutputInterface,
     Protocol, SocketUid, TcpDestination, UdpDestination, UdpSource,
@@ -26,7 +24,8 @@ pub(super) const GUARD: i32 = -50;
 const DNS_PORT: u16 = 53;
 
 /// Where systemd-resolved's stubs listen: who asks them has chosen them.
-const STUBS: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53)), IpAddr::V4(Ipv4Addr::new(127, 0, 0, 54))];
+const STUBS: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53)), IpAddr::V4(Ipv4Addr::new(127, 0, 0, 54))];
 
 /// Every chain that the policy needs. `everyone` and `all` are its catch-all captures.
 pub(super) fn chains(
@@ -160,7 +159,8 @@ fn out(policy: &RedirectPolicy, everyone: Option<&OutboundCapture>, sets: &Sets)
     }
     rules.push(Rule::new("what is left alone", [Jump("bypass")]));
     let ipv6 = || Is(&[Family], Word("ipv6"));
-    for (set, comment) in [("uid_allow6", "users with IPv6 allowed"), ("uid_refuse6", "users with IPv6 refused")]
+    for (set, comment) in
+        [("uid_allow6", "users with IPv6 allowed"), ("uid_refuse6", "users with IPv6 refused")]
     {
         when(&mut rules, sets.has(set), comment, [ipv6(), Is(&[SocketUid], Set(set)), Accept]);
     }
@@ -180,8 +180,7 @@ fn out(policy: &RedirectPolicy, everyone: Option<&OutboundCapture>, sets: &Sets)
 /// Queries to our resolver, in both families when it listens on loopback.
 fn dns_rules(dns: &DnsCapture) -> Vec<Rule> {
     let [first, last] = STUBS;
-    let mut rules =
-        vec![Rule::new("a stub resolver", [Is(&[Ip4Destination], Between(first, last)), Accept])];
+    let mut rules = vec![Rule::new("a stub resolver", [Is(&[Ip4Destination], Between(first, last)), Accept])];
     let mut targets = vec![dns.to];
     if dns.to.ip().is_loopback() {
         let other = match dns.to {

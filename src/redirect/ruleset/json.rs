@@ -191,10 +191,9 @@ fn statement(part: &Part) -> Statement<'static> {
         Part::Jump(chain) => Statement::Jump(JumpTarget { target: (*chain).into() }),
         Part::Goto(chain) => Statement::Goto(JumpTarget { target: (*chain).into() }),
         Part::Reset => Statement::Reject(Some(Reject::new(Some(RejectType::TCPReset), None))),
-        Part::Prohibit => Statement::Reject(Some(Reject::new(
-            Some(RejectType::ICMPX),
-            Some(RejectCode::AdminProhibited),
-        ))),
+        Part::Prohibit => {
+            Statement::Reject(Some(Reject::new(Some(RejectType::ICMPX), Some(RejectCode::AdminProhibited))))
+        }
         Part::Redirect(key, map) => Statement::Redirect(Some(NAT {
             addr: None,
             family: None,

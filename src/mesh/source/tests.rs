@@ -158,5 +158,7 @@ fn a_host_without_the_key_uses_what_was_issued_for_it() {
 fn what_is_watched_lies_below_the_root() {
     let host = host();
     let root = host.dir.path();
-    assert_eq!(host.mesh.watch_paths(), [root.join("etc/enmesh/peers.toml"), root.join("var/lib/enmesh/ca")]);
+    let source: &dyn MeshSource = &host.mesh;
+    assert_eq!(source.name(), "static");
+    assert_eq!(source.watch_paths(), [root.join("etc/enmesh/peers.toml"), root.join("var/lib/enmesh/ca")]);
 }

@@ -1,0 +1,113 @@
+//! `enmesh status`
+
+use std::fmt::Write as _;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use clap::Args;
+use serde_json::Value;
+
+use super::Global;
+use super::output::Answer;
+use crate::base::Fault;
+use crate::converge::ConvergeError;
+use crate::daemon::{client, control};
+
+/// Show services, sidecars, rules and the last errors
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit status 0 when everything is live, 1 when something is not, 69 when no daemon runs.\n\nExamples:\n  enmesh status\n  enmesh status --json\n  enmesh status --watch"
+)]
+pub struct Status {
+    /// Show it again whenever it changed, until interrupted
+    #[arg(long)]
+    watch: bool,
+}
+
+impl Status {
+    pub async fn run(self, global: &Global) -> Result<Answer, Fault> {
+        let mut shown = String::new();
+        loop {
+            let status = client::status(&global.root()).await?;
+            let status = status
+                .ok_or_else(|| ConvergeError::NoDaemon { socket: global.root().join(control::SOCKET) })?;
+            let ready = status["ready"].as_bool().unwrap_or(false);
+            let text = table(&status);
+            if !self.watch {
+                let mut answer = Answer::new(text, &status);
+                answer.faults = faults_of(&status["faults"]);
+                answer.warnings = faults_of(&status["warnings"]);
+                answer.exit = u8::from(!ready);
+                return Ok(answer);
+            }
+            if text != shown {
+                let _ = Answer::new(text.clone(), &status).print(global.json);
+                shown = text;
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+}
+
+/// The status as a person reads it.
+pub fn table(status: &Value) -> String {
+    let word = |value: &Value| match value {
+        Value::String(text) => text.clone(),
+        Value::Null => "-".to_owned(),
+        other => other.to_string(),
+    };
+    let mut text = String::new();
+    let generation = &status["generation"];
+    let _ = writeln!(
+        text,
+        "enmesh {}  control plane {}  driver {}  units {}  generation {}:{}",
+        word(&status["version"]),
+        word(&status["control_plane"]),
+        word(&status["driver"]),
+        word(&status["units"]),
+        word(&generation["number"]),
+        word(&generation["hash"])
+    );
+    let Some(services) = status["services"].as_object() else { return text };
+    if services.is_empty() {
+        text.push_str("no services\n");
+        return text;
+    }
+    let _ = writeln!(
+        text,
+        "\n{:<20} {:<9} {:>8} {:>9} {:>8}  CERTIFICATE",
+        "SERVICE", "SIDECAR", "PID", "OUTBOUND", "INBOUND"
+    );
+    for (id, service) in services {
+        let _ = writeln!(
+            text,
+            "{id:<20} {:<9} {:>8} {:>9} {:>8}  {}",
+            word(&service["phase"]),
+            word(&service["pid"]),
+            word(&service["outbound_port"]),
+            word(&service["inbound_port"]),
+            expiry(service["certificate_expires"].as_u64())
+        );
+        if let Some(fault) = faults_of(&service["fault"]).first() {
+            let _ = writeln!(text, "  {fault}");
+        }
+    }
+    text
+}
+
+fn expiry(seconds: Option<u64>) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    match seconds {
+        None => "-".to_owned(),
+        Some(at) if at <= now => "expired".to_owned(),
+        Some(at) => format!("{} left", humantime::format_duration(Duration::from_secs((at - now) / 60 * 60))),
+    }
+}
+
+/// Faults that came over the socket: one, or a list of them.
+pub fn faults_of(value: &Value) -> Vec<Fault> {
+    let one = |value: &Value| serde_json::from_value(value.clone()).ok();
+    match value {
+        Value::Array(list) => list.iter().filter_map(one).collect(),
+        _ => one(value).into_iter().collect(),
+    }
+}

@@ -1,0 +1,501 @@
+//! The one way through: configuration -> plan -> host.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::SystemTime;
+
+use futures_util::future::join_all;
+
+use super::adapters::Adapters;
+use super::change::{Change, Kind, Subject};
+use super::error::ConvergeError;
+use super::facts;
+use super::names::Names;
+use super::sidecar::{Around, Phase, SidecarStatus};
+use super::state::{Remembered, State};
+use crate::base::units::Units;
+use crate::base::{Fault, Root};
+use crate::config::value::ServiceId;
+use crate::config::{self, Config};
+use crate::envoy::Publisher;
+use crate::netns;
+use crate::plan::{self, Plan, ServicePlan};
+use crate::redirect::Desired;
+
+/// A plan together with the configuration that it came from.
+pub struct Intent {
+    /// What was read.
+    pub config: Config,
+    /// What follows from it.
+    pub plan: Plan,
+}
+
+impl Intent {
+    /// Everything that is wrong with the configuration or cannot be carried out on this host.
+    pub fn faults(&self) -> Vec<Fault> {
+        self.config.errors.iter().chain(&self.plan.errors).cloned().collect()
+    }
+
+    /// Everything that a person should know.
+    pub fn warnings(&self) -> Vec<Fault> {
+        self.config.warnings.iter().chain(&self.plan.warnings).cloned().collect()
+    }
+}
+
+/// What converging did.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// What went wrong, each fault of one service or of the host.
+    pub faults: Vec<Fault>,
+}
+
+/// What an engine is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To look: nothing is touched.
+    Look,
+    /// To make it so.
+    Converge,
+}
+
+/// Converges one host, again and again.
+pub struct Engine {
+    root: Root,
+    purpose: Purpose,
+    adapters: Adapters,
+    publisher: Publisher,
+    state: State,
+    names: Names,
+    /// The plan in force.
+    plan: Option<Plan>,
+    sidecars: BTreeMap<ServiceId, SidecarStatus>,
+    /// The rules as they were set last.
+    rules: Option<Desired>,
+}
+
+impl Engine {
+    /// An engine on the tree `root`, with the adapters that the host file asks for.
+    ///
+    /// # Errors
+    /// The state cannot be used, or an adapter is not to be had (no `nft`, no system bus).
+    pub async fn open(root: Root, purpose: Purpose) -> Result<(Engine, Vec<Fault>), Fault> {
+        let (state, unreadable) = State::load(&root)?;
+        let config = load(&root, &state);
+        let adapters = Adapters::choose(&root, &config.host).await?;
+        let publisher = Publisher::new(root.clone());
+        let names = Names::default();
+        let engine = Engine {
+            root,
+            purpose,
+            adapters,
+            publisher,
+            state,
+            names,
+            plan: None,
+            sidecars: BTreeMap::new(),
+            rules: None,
+        };
+        Ok((engine, unreadable.into_iter().collect()))
+    }
+
+    /// The tree.
+    pub fn root(&self) -> &Root {
+        &self.root
+    }
+
+    /// The unit operations, for their events.
+    pub fn units(&self) -> Rc<dyn Units> {
+        Rc::clone(&self.adapters.units)
+    }
+
+    /// The group that may use the control socket: `enmesh`, where the host has it.
+    pub fn control_group(&self) -> Option<u32> {
+        facts::group(&self.root, "enmesh")
+    }
+
+    /// Files whose change may change the mesh.
+    pub fn mesh_paths(&self) -> Vec<PathBuf> {
+        self.adapters.mesh.watch_paths()
+    }
+
+    /// The plan in force.
+    pub fn plan_in_force(&self) -> Option<&Plan> {
+        self.plan.as_ref()
+    }
+
+    /// The sidecars of the plan in force.
+    pub fn sidecars(&self) -> &BTreeMap<ServiceId, SidecarStatus> {
+        &self.sidecars
+    }
+
+    /// The names of the driver, the unit manager and the control plane.
+    pub fn adapters(&self) -> [&'static str; 3] {
+        [self.adapters.firewall.name(), self.adapters.units.name(), self.adapters.mesh.name()]
+    }
+
+    /// Works out what should be true now.
+    ///
+    /// # Errors
+    /// The mesh or the host cannot be read; what is in force stays in force.
+    pub async fn intend(&mut self) -> Result<Intent, Fault> {
+        let config = load(&self.root, &self.state);
+        self.adapters.use_mesh(&self.root, &config.host)?;
+        if self.purpose == Purpose::Converge {
+            self.adapters.mesh.prepare(SystemTime::now()).await?;
+        }
+        let view = self.adapters.mesh.view().await?;
+        let users = self.adapters.unit_users(facts::scoped_units(&config)).await;
+        let facts = facts::live(&self.root, &config, &self.state, view, users).await?;
+        let plan = plan::plan(&config, &facts);
+        Ok(Intent { config, plan })
+    }
+
+    /// Makes `intent` true.
+    ///
+    /// In this order: what was given out is remembered, so that no crash gives it out twice; the
+    /// rules come up with only those sidecars live that are so already, so that what is not yet in
+    /// the mesh is closed rather than in the clear; each sidecar gets its certificates and files,
+    /// starts, and is live; the rules let traffic to it; sidecars that no plan knows any more end;
+    /// the generation is recorded.
+    pub async fn converge(&mut self, intent: Intent) -> Outcome {
+        let Intent { config, plan } = intent;
+        let mut faults = Vec::new();
+        self.state.allocations = plan.allocations.clone();
+        keep(&mut faults, self.state.save(&self.root));
+        self.sidecars.retain(|id, _| plan.services.contains_key(id));
+        self.look_at_new(&plan).await;
+        keep(&mut faults, self.apply_rules(&plan).await);
+
+        let around = self.around();
+        let ups = plan.services.values().map(|service| around.bring_up(&plan, service));
+        let statuses = join_all(ups).await;
+        faults.extend(statuses.iter().filter_map(|status| status.fault.clone()));
+        self.sidecars = plan.services.keys().cloned().zip(statuses).collect();
+
+        keep(&mut faults, self.apply_rules(&plan).await);
+        keep(&mut faults, self.names.serve(&plan.dns, self.adapters.systemd.as_ref()).await);
+        faults.extend(self.end_unplanned(&plan).await);
+        self.remember(&config, &plan);
+        keep(&mut faults, self.state.save(&self.root));
+        self.plan = Some(plan);
+        Outcome { faults }
+    }
+
+    fn around(&self) -> Around<'_> {
+        Around {
+            root: &self.root,
+            units: &*self.adapters.units,
+            mesh: &*self.adapters.mesh,
+            publisher: &self.publisher,
+        }
+    }
+
+    /// Sidecars that ran before this engine did count as live when they are.
+    async fn look_at_new(&mut self, plan: &Plan) {
+        let new: Vec<_> =
+            plan.services.values().filter(|service| !self.sidecars.contains_key(&service.id)).collect();
+        let around = self.around();
+        let phases = join_all(new.iter().map(|service| around.look(service))).await;
+        for (service, phase) in new.into_iter().zip(phases) {
+            let phase = if phase == Phase::Live { Phase::Live } else { Phase::Starting };
+            self.sidecars.insert(service.id.clone(), SidecarStatus { phase, ..SidecarStatus::default() });
+        }
+    }
+
+    fn live(&self) -> BTreeSet<ServiceId> {
+        let live =
+            |(id, status): (&ServiceId, &SidecarStatus)| (status.phase == Phase::Live).then(|| id.clone());
+        self.sidecars.iter().filter_map(live).collect()
+    }
+
+    /// Route and rules as the plan and the sidecars' liveness want them.
+    async fn apply_rules(&mut self, plan: &Plan) -> Result<(), Fault> {
+        if plan.redirect.is_empty() {
+            return self.remove_rules().await;
+        }
+        for net in netns::our_virtual_routes().await? {
+            if Some(net) != plan.virtual_net {
+                netns::remove_virtual_route(net).await?;
+            }
+        }
+        if let Some(net) = plan.virtual_net {
+            netns::ensure_virtual_route(net).await?;
+        }
+        let desired = Desired { policy: plan.redirect.clone(), live: self.live() };
+        let unchanged = self.rules.as_ref() == Some(&desired)
+            && self.adapters.firewall.observe(&desired).is_ok_and(|seen| seen.differences.is_empty());
+        if !unchanged {
+            self.adapters.firewall.apply(&desired)?;
+            self.rules = Some(desired);
+        }
+        Ok(())
+    }
+
+    async fn remove_rules(&mut self) -> Result<(), Fault> {
+        self.rules = None;
+        self.adapters.firewall.remove()?;
+        for net in netns::our_virtual_routes().await? {
+            netns::remove_virtual_route(net).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends sidecars that the plan does not know: drained when the plan in force knew them.
+    async fn end_unplanned(&self, plan: &Plan) -> Vec<Fault> {
+        let instances = match self.adapters.units.list().await {
+            Ok(instances) => instances,
+            Err(fault) => return vec![fault],
+        };
+        let around = self.around();
+        let mut faults = Vec::new();
+        for instance in instances {
+            let id = instance.parse::<ServiceId>().ok();
+            if id.as_ref().is_some_and(|id| plan.services.contains_key(id)) {
+                continue;
+            }
+            let known = id.and_then(|id| self.plan.as_ref()?.services.get(&id));
+            let ended = match known {
+                Some(service) => around.take_down(service).await,
+                None => around.stop(&instance).await,
+            };
+            faults.extend(ended.err().map(|fault| fault.of_service(&instance)));
+        }
+        faults
+    }
+
+    fn remember(&mut self, config: &Config, plan: &Plan) {
+        self.state.generation = Some(plan.generation.clone());
+        if config.host_ok {
+            self.state.host = Some(config.host.clone());
+        }
+        let erring: BTreeSet<&str> =
+            plan.errors.iter().filter_map(|fault| fault.service.as_deref()).collect();
+        self.state.services.retain(|id, _| plan.services.contains_key(id));
+        for service in &config.services {
+            let id = service.id();
+            if plan.services.contains_key(&id) && !erring.contains(id.as_str()) {
+                self.state.services.insert(id, Remembered::from(service));
+            }
+        }
+    }
+
+    /// What converging would change, in the order of its doing.
+    ///
+    /// # Errors
+    /// The kernel or the unit manager does not answer.
+    pub async fn diff(&mut self, plan: &Plan) -> Result<Vec<Change>, Fault> {
+        let mut changes = Vec::new();
+        self.look_at_new(plan).await;
+        changes.extend(self.diff_route(plan).await?);
+        changes.extend(self.diff_rules(plan)?);
+        for service in plan.services.values() {
+            changes.extend(self.diff_files(plan, service)?);
+        }
+        changes.extend(self.diff_units(plan).await?);
+        Ok(changes)
+    }
+
+    fn diff_files(&self, plan: &Plan, service: &ServicePlan) -> Result<Vec<Change>, Fault> {
+        let change = |name: String| {
+            let path = service.sidecar.folder.join(name);
+            let kind = if self.root.join(&path).exists() { Kind::Change } else { Kind::Add };
+            Change {
+                subject: Subject::File,
+                name: path.display().to_string(),
+                kind,
+                service: Some(service.id.clone()),
+                details: Vec::new(),
+            }
+        };
+        Ok(self.publisher.diff(service, &plan.mesh, None)?.into_iter().map(change).collect())
+    }
+
+    async fn diff_route(&self, plan: &Plan) -> Result<Vec<Change>, Fault> {
+        let ours = netns::our_virtual_routes().await?;
+        let change = |net: &ipnet::Ipv4Net, kind| Change {
+            subject: Subject::Route,
+            name: format!("{net} dev lo"),
+            kind,
+            service: None,
+            details: Vec::new(),
+        };
+        let removed =
+            ours.iter().filter(|net| Some(**net) != plan.virtual_net).map(|net| change(net, Kind::Remove));
+        let added =
+            plan.virtual_net.iter().filter(|net| !ours.contains(net)).map(|net| change(net, Kind::Add));
+        Ok(removed.chain(added).collect())
+    }
+
+    fn diff_rules(&self, plan: &Plan) -> Result<Option<Change>, Fault> {
+        let live: BTreeSet<ServiceId> = plan.services.keys().cloned().collect();
+        let seen = self.adapters.firewall.observe(&Desired { policy: plan.redirect.clone(), live })?;
+        let kind = match (&seen.generation, plan.redirect.is_empty()) {
+            (None, true) => return Ok(None),
+            (None, false) => Kind::Add,
+            (Some(_), true) => Kind::Remove,
+            (Some(_), false) if seen.differences.is_empty() => return Ok(None),
+            (Some(_), false) => Kind::Change,
+        };
+        let details = if kind == Kind::Change { seen.differences } else { Vec::new() };
+        let name = "table inet enmesh".to_owned();
+        Ok(Some(Change { subject: Subject::Rules, name, kind, service: None, details }))
+    }
+
+    async fn diff_units(&self, plan: &Plan) -> Result<Vec<Change>, Fault> {
+        let there = self.adapters.units.list().await?;
+        let change = |id: &str, kind| Change {
+            subject: Subject::Unit,
+            name: format!("envoy@{id}.service"),
+            kind,
+            service: id.parse().ok(),
+            details: Vec::new(),
+        };
+        let planned = |id: &String| plan.services.keys().any(|planned| planned.as_str() == id);
+        let removed = there.iter().filter(|id| !planned(id)).map(|id| change(id, Kind::Remove));
+        let added = plan
+            .services
+            .keys()
+            .filter(|id| !there.iter().any(|there| there == id.as_str()))
+            .map(|id| change(id.as_str(), Kind::Add));
+        Ok(added.chain(removed).collect())
+    }
+
+    /// Looks at the sidecars that `ids` names (all of them for `None`) and moves traffic to or away
+    /// from them. Returns whether all of the plan are live.
+    pub async fn recheck(&mut self, ids: Option<&ServiceId>) -> (bool, Option<Fault>) {
+        let Some(plan) = self.plan.take() else { return (true, None) };
+        let looked: Vec<_> =
+            plan.services.values().filter(|service| ids.is_none_or(|id| *id == service.id)).collect();
+        let around = self.around();
+        let phases = join_all(looked.iter().map(|service| around.look(service))).await;
+        let units = &self.adapters.units;
+        let statuses = join_all(looked.iter().map(|service| units.status(service.id.as_str()))).await;
+        for ((service, phase), unit) in looked.into_iter().zip(phases).zip(statuses) {
+            let status = self.sidecars.entry(service.id.clone()).or_default();
+            status.phase = phase;
+            if let Ok(unit) = unit {
+                status.pid = unit.pid;
+                status.restarts = unit.restarts;
+            }
+            if phase == Phase::Live {
+                status.fault = status.fault.take().filter(|fault| fault.code.starts_with("ENM-E"));
+            }
+        }
+        let fault = match self.rules.as_ref().is_some_and(|rules| rules.live == self.live()) {
+            true => None,
+            false => self.apply_rules(&plan).await.err(),
+        };
+        let all =
+            plan.services.keys().all(|id| self.sidecars.get(id).is_some_and(|s| s.phase == Phase::Live));
+        self.plan = Some(plan);
+        (all, fault)
+    }
+
+    /// When the next certificate is to be renewed.
+    pub fn next_renewal(&self) -> Option<SystemTime> {
+        self.sidecars.values().filter_map(|status| status.renew_at).min()
+    }
+
+    /// Takes services out of the mesh, all of them when none is named: inbound connections drain,
+    /// the sidecars end, their rules go, and with the last service everything else of enmesh's that
+    /// lives in the kernel or in `/run`.
+    ///
+    /// # Errors
+    /// `ENM-D007` a name that no service has.
+    pub async fn down(&mut self, names: &[String]) -> Result<Outcome, Fault> {
+        let known: BTreeSet<String> = self.known_instances().await?;
+        for name in names {
+            if !known.contains(name) {
+                return Err(ConvergeError::NoService { id: name.clone() }.into());
+            }
+        }
+        let all = names.is_empty();
+        let going = if all { known } else { names.iter().cloned().collect() };
+        let mut faults = Vec::new();
+        for instance in &going {
+            let service =
+                instance.parse::<ServiceId>().ok().and_then(|id| self.plan.as_ref()?.services.get(&id));
+            let around = self.around();
+            let ended = match service {
+                Some(service) => around.take_down(service).await,
+                None => around.stop(instance).await,
+            };
+            keep(&mut faults, ended);
+            self.sidecars.retain(|id, _| id.as_str() != instance);
+        }
+        if all {
+            keep(&mut faults, self.remove_rules().await);
+            keep(&mut faults, self.names.end(self.adapters.systemd.as_ref()).await);
+            self.plan = None;
+            self.state.generation = None;
+            self.state.services.clear();
+        } else {
+            self.state.down.extend(going.iter().filter_map(|name| name.parse().ok()));
+        }
+        keep(&mut faults, self.state.save(&self.root));
+        Ok(Outcome { faults })
+    }
+
+    async fn known_instances(&self) -> Result<BTreeSet<String>, Fault> {
+        let planned = self.plan.iter().flat_map(|plan| plan.services.keys().map(ToString::to_string));
+        Ok(self.adapters.units.list().await?.into_iter().chain(planned).collect())
+    }
+
+    /// Takes back an earlier `down` of the services named, or of all.
+    pub fn lift_down(&mut self, names: &[String]) {
+        self.state.down.retain(|id| !names.is_empty() && !names.iter().any(|name| name == id.as_str()));
+    }
+
+    /// Ends what must not outlive this process: the resolver always, the sidecars where enmesh itself
+    /// supervises them. The rules stay, with those sidecars not live, so the policy decides.
+    pub async fn rest(&mut self) -> Outcome {
+        let mut faults = Vec::new();
+        if self.adapters.systemd.is_none()
+            && let Some(plan) = self.plan.take()
+        {
+            let around = self.around();
+            let ends = plan.services.values().map(|service| around.take_down(service));
+            faults.extend(join_all(ends).await.into_iter().filter_map(Result::err));
+            self.sidecars.values_mut().for_each(|status| status.phase = Phase::Stopped);
+            keep(&mut faults, self.apply_rules(&plan).await);
+        }
+        Outcome { faults }
+    }
+}
+
+fn keep<T>(faults: &mut Vec<Fault>, result: Result<T, Fault>) {
+    faults.extend(result.err());
+}
+
+/// Works out what should be true on the tree `root`, for printing: needs no privilege, no adapter, and
+/// no running host when the tree is not this host's own.
+///
+/// # Errors
+/// A file of the tree is there and cannot be read.
+pub async fn look(root: &Root) -> Result<Intent, Fault> {
+    // Only root may read the state; without it, everything is given out as on a fresh host.
+    let state = State::load(root).map(|(state, _)| state).unwrap_or_default();
+    let config = load(root, &state);
+    let view = super::adapters::mesh(root, &config.host)?.view().await?;
+    let facts = if root.is_host() {
+        facts::live(root, &config, &state, view, BTreeMap::new()).await?
+    } else {
+        facts::offline(root, &config, &state, view)?
+    };
+    let plan = plan::plan(&config, &facts);
+    Ok(Intent { config, plan })
+}
+
+/// The configuration as it counts: a bad host file leaves the last good one in force, and what
+/// `enmesh down` took out stays out.
+fn load(root: &Root, state: &State) -> Config {
+    let mut config = config::load(root, &|name| std::env::var(name).ok());
+    if let (false, Some(host)) = (config.host_ok, &state.host) {
+        config.host = host.clone();
+    }
+    for service in &mut config.services {
+        service.enabled &= !state.down.contains(&service.id());
+    }
+    config
+}

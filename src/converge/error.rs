@@ -1,0 +1,152 @@
+//! What converging and the daemon can run into, beyond the faults of the rooms below.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::base::{Class, Explain};
+use crate::config::value::ServiceId;
+
+/// An error of the rooms `converge` and `daemon`.
+#[derive(Debug, thiserror::Error)]
+pub enum ConvergeError {
+    /// A newer enmesh wrote the state.
+    #[error("{} has version {version}, which this enmesh does not know", path.display())]
+    NewerState {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+    },
+    /// The state cannot be understood.
+    #[error("the state could not be read and was kept as {}", aside.display())]
+    UnreadableState {
+        /// Where it is now.
+        aside: PathBuf,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// Another enmesh is at work on this tree.
+    #[error("another enmesh process holds {}", lock.display())]
+    Locked {
+        /// The lock file.
+        lock: PathBuf,
+    },
+    /// A sidecar did not become live.
+    #[error("the sidecar of `{id}` was not live within {limit:?} ({state})")]
+    NotLive {
+        /// The service.
+        id: ServiceId,
+        /// The time it had.
+        limit: Duration,
+        /// What it said last.
+        state: String,
+    },
+    /// The daemon that should answer is not there.
+    #[error("no daemon answers at {}", socket.display())]
+    NoDaemon {
+        /// The control socket.
+        socket: PathBuf,
+    },
+    /// The daemon's answer makes no sense.
+    #[error("the daemon at {} answered with something else than expected: {detail}", socket.display())]
+    BadAnswer {
+        /// The control socket.
+        socket: PathBuf,
+        /// What it was.
+        detail: String,
+    },
+    /// A service that nobody knows.
+    #[error("no service `{id}` is configured on this host")]
+    NoService {
+        /// The service.
+        id: String,
+    },
+    /// A setting that this version does not carry out.
+    #[error("{setting} is not carried out by this version")]
+    NotYet {
+        /// The setting.
+        setting: String,
+    },
+    /// The files cannot be watched.
+    #[error("cannot watch {} for changes", path.display())]
+    Watch {
+        /// The folder.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// The control socket cannot be made.
+    #[error("cannot listen on {}", socket.display())]
+    Listen {
+        /// The socket.
+        socket: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// The deed was done and the world still differs.
+    #[error("after converging, the host still differs: {detail}")]
+    StillDiffers {
+        /// The differences.
+        detail: String,
+    },
+}
+
+impl Explain for ConvergeError {
+    fn code(&self) -> &'static str {
+        match self {
+            ConvergeError::NewerState { .. } => "ENM-D001",
+            ConvergeError::UnreadableState { .. } => "ENM-D002",
+            ConvergeError::Locked { .. } => "ENM-D003",
+            ConvergeError::NotLive { .. } => "ENM-D004",
+            ConvergeError::NoDaemon { .. } => "ENM-D005",
+            ConvergeError::BadAnswer { .. } => "ENM-D006",
+            ConvergeError::NoService { .. } => "ENM-D007",
+            ConvergeError::NotYet { .. } => "ENM-D008",
+            ConvergeError::Watch { .. } => "ENM-D009",
+            ConvergeError::Listen { .. } => "ENM-D010",
+            ConvergeError::StillDiffers { .. } => "ENM-D011",
+        }
+    }
+
+    fn hint(&self) -> String {
+        match self {
+            ConvergeError::NewerState { .. } => {
+                "install the enmesh version that wrote it, or move the file away to start with new port numbers".to_owned()
+            }
+            ConvergeError::UnreadableState { .. } => {
+                "port numbers are given out anew; compare with the kept file if other hosts name this one's ports".to_owned()
+            }
+            ConvergeError::Locked { .. } => {
+                "the daemon is running: use `enmesh apply` and `enmesh down`, which talk to it, or stop it first".to_owned()
+            }
+            ConvergeError::NotLive { id, .. } => format!(
+                "its log says why: `journalctl -u 'envoy@{id}.service' -n 50`, or the daemon's own output where there is no systemd; its rules stay closed meanwhile"
+            ),
+            ConvergeError::NoDaemon { .. } => "start it: `systemctl start enmesh`, or `enmesh run` where there is no systemd".to_owned(),
+            ConvergeError::BadAnswer { .. } => {
+                "the daemon may be of another version: restart it (`systemctl restart enmesh`; sidecars and connections live on)".to_owned()
+            }
+            ConvergeError::NoService { .. } => "`enmesh status` lists the services of this host".to_owned(),
+            ConvergeError::NotYet { .. } => "set control_plane = \"static\" in /etc/enmesh/enmesh.toml; the CHANGELOG says what is there".to_owned(),
+            ConvergeError::Watch { .. } => {
+                "raise fs.inotify.max_user_watches or fs.inotify.max_user_instances if they are used up".to_owned()
+            }
+            ConvergeError::Listen { socket, .. } => {
+                format!("check that the folder of {} exists and can be written", socket.display())
+            }
+            ConvergeError::StillDiffers { .. } => {
+                "something else on this host edits what enmesh set; `enmesh plan` shows the difference".to_owned()
+            }
+        }
+    }
+
+    fn class(&self) -> Class {
+        match self {
+            ConvergeError::NewerState { .. }
+            | ConvergeError::NoService { .. }
+            | ConvergeError::NotYet { .. } => Class::Config,
+            ConvergeError::Locked { .. } | ConvergeError::NoDaemon { .. } => Class::Unavailable,
+            _ => Class::Failed,
+        }
+    }
+}

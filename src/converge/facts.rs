@@ -1,0 +1,192 @@
+//! Gathers [`HostFacts`]: from the file tree for an offline look, from the kernel as well for a host
+//! that is to be changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+use super::state::State;
+use crate::base::{Fault, Root, files};
+use crate::config::value::{Scope, UserSpec};
+use crate::config::{Config, HostConfig, Profile};
+use crate::plan::MeshView;
+use crate::plan::facts::{HostFacts, User};
+use crate::systemd::scope::UnitUser;
+use crate::{envoy, netns};
+
+/// A `passwd` or `services` file larger than this is not read.
+const LIMIT: u64 = 16 << 20;
+
+/// What the file tree alone tells: users, port names, what was given out before.
+///
+/// # Errors
+/// A file of the tree is there and cannot be read.
+pub fn offline(root: &Root, config: &Config, state: &State, mesh: MeshView) -> Result<HostFacts, Fault> {
+    Ok(HostFacts {
+        hostname: text(root, "/etc/hostname")?.trim().to_owned(),
+        users: users(&text(root, "/etc/passwd")?),
+        port_names: port_names(&text(root, "/etc/services")?),
+        ipv6: true,
+        systemd: runs_systemd(root, &config.host),
+        allocations: state.allocations.clone(),
+        previous: state.generation.clone(),
+        mesh,
+        last_good: state.services.iter().map(|(id, service)| (id.clone(), service.into())).collect(),
+        ..HostFacts::default()
+    })
+}
+
+/// What the tree and the running kernel tell about this host.
+///
+/// # Errors
+/// As [`offline`], or the kernel does not answer.
+pub async fn live(
+    root: &Root,
+    config: &Config,
+    state: &State,
+    mesh: MeshView,
+    unit_users: BTreeMap<String, UnitUser>,
+) -> Result<HostFacts, Fault> {
+    let mut facts = offline(root, config, state, mesh)?;
+    let envoy_uid = match &config.host.envoy.user {
+        UserSpec::Uid(uid) => Some(*uid),
+        UserSpec::Name(name) => facts.users.get(name).map(|user| user.uid),
+    };
+    facts.addresses = netns::addresses().await?;
+    facts.default_source = netns::default_source();
+    facts.ipv6 = netns::ipv6_available();
+    facts.envoy = envoy::Programs::default().find(&config.host.envoy.path).ok();
+    facts.foreign_ports = foreign_ports(envoy_uid);
+    facts.unit_users =
+        unit_users.into_iter().filter_map(|(unit, user)| Some((unit, uid_of(&facts.users, user)?))).collect();
+    Ok(facts)
+}
+
+/// Whether systemd runs what runs here: asked of the configuration first, then of the tree.
+pub fn runs_systemd(root: &Root, host: &HostConfig) -> bool {
+    match host.profile {
+        Profile::Host => true,
+        Profile::Container | Profile::Aci => false,
+        // sd_booted(3) looks at the same folder.
+        Profile::Auto => root.is_host() && Path::new("/run/systemd/system").is_dir(),
+    }
+}
+
+fn uid_of(users: &BTreeMap<String, User>, user: UnitUser) -> Option<u32> {
+    match user {
+        UnitUser::Running(uid) => Some(uid),
+        UnitUser::Named(name) if name.is_empty() => Some(0),
+        UnitUser::Named(name) => users.get(&name).map(|user| user.uid).or_else(|| name.parse().ok()),
+    }
+}
+
+/// The units whose users the configuration asks for.
+pub fn scoped_units(config: &Config) -> BTreeSet<String> {
+    config
+        .services
+        .iter()
+        .filter_map(|service| match &service.capture.scope {
+            Scope::Unit(unit) => Some(unit.clone()),
+            Scope::Host | Scope::User(_) | Scope::Netns(_) => None,
+        })
+        .collect()
+}
+
+fn text(root: &Root, path: &str) -> Result<String, Fault> {
+    let bytes = files::read(&root.join(path), LIMIT)?.unwrap_or_default();
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// `passwd(5)`: name:password:uid:gid:… A line that is none is skipped, as libc does.
+fn users(passwd: &str) -> BTreeMap<String, User> {
+    let line = |line: &str| -> Option<(String, User)> {
+        let mut fields = line.split(':');
+        let name = fields.next().filter(|name| !name.is_empty() && !name.starts_with(['+', '-', '#']))?;
+        let uid = fields.nth(1)?.parse().ok()?;
+        let gid = fields.next()?.parse().ok()?;
+        Some((name.to_owned(), User { uid, gid }))
+    };
+    // The first line of a name counts, as with getpwnam(3).
+    let mut users = BTreeMap::new();
+    for (name, user) in passwd.lines().filter_map(line) {
+        users.entry(name).or_insert(user);
+    }
+    users
+}
+
+/// The number of a group of `/etc/group`.
+pub fn group(root: &Root, name: &str) -> Option<u32> {
+    let groups = text(root, "/etc/group").ok()?;
+    let line = groups.lines().find(|line| line.split(':').next() == Some(name))?;
+    line.split(':').nth(2)?.parse().ok()
+}
+
+/// `services(5)`: name port/protocol aliases…
+fn port_names(services: &str) -> BTreeMap<String, u16> {
+    let mut names = BTreeMap::new();
+    for line in services.lines() {
+        let mut words = line.split('#').next().unwrap_or_default().split_whitespace();
+        let (Some(name), Some(port)) = (words.next(), words.next()) else { continue };
+        let Some(port) = port.strip_suffix("/tcp").and_then(|port| port.parse().ok()) else { continue };
+        for name in std::iter::once(name).chain(words) {
+            names.entry(name.to_owned()).or_insert(port);
+        }
+    }
+    names
+}
+
+/// Ports that a socket of another user than the sidecars' listens on, from `/proc/net/tcp`
+/// (proc_pid_net(5)); a kernel without the file has no foreign ports that could be known.
+fn foreign_ports(envoy_uid: Option<u32>) -> BTreeSet<u16> {
+    ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"]
+        .iter()
+        .filter_map(|path| fs::read_to_string(path).ok())
+        .flat_map(|table| listeners(&table))
+        .filter(|(_, uid)| Some(*uid) != envoy_uid)
+        .map(|(port, _)| port)
+        .collect()
+}
+
+/// Port and uid of every listening socket of the table.
+fn listeners(table: &str) -> Vec<(u16, u32)> {
+    /// TCP_LISTEN of include/net/tcp_states.h.
+    const LISTEN: &str = "0A";
+    let line = |line: &str| -> Option<(u16, u32)> {
+        let mut fields = line.split_whitespace().skip(1);
+        let local = fields.next()?;
+        let state = fields.nth(1)?;
+        let uid = fields.nth(3)?.parse().ok()?;
+        let port = u16::from_str_radix(local.rsplit(':').next()?, 16).ok()?;
+        (state == LISTEN).then_some((port, uid))
+    };
+    table.lines().skip(1).filter_map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_are_read_as_libc_reads_them() {
+        let users = users("root:x:0:0:root:/root:/bin/sh\n+nis\nbroken\napp:x:1000:100::/:\napp:x:7:7::/:\n");
+        assert_eq!(users.keys().collect::<Vec<_>>(), ["app", "root"]);
+        assert_eq!(users["app"], User { uid: 1000, gid: 100 });
+    }
+
+    #[test]
+    fn port_names_with_aliases_and_comments() {
+        let names = port_names("# x\npostgresql 5432/tcp postgres # db\nsyslog 514/udp\n\nbad\n");
+        assert_eq!(
+            names.into_iter().collect::<Vec<_>>(),
+            [("postgres".to_owned(), 5432), ("postgresql".to_owned(), 5432)]
+        );
+    }
+
+    #[test]
+    fn only_listening_sockets_count() {
+        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n\
+   0: 0100007F:3A99 00000000:0000 0A 00000000:00000000 00:00000000 00000000  5995        0 1 1\n\
+   1: 0100007F:1F90 0100007F:0001 01 00000000:00000000 00:00000000 00000000     0        0 1 1\n";
+        assert_eq!(listeners(table), [(15001, 5995)]);
+    }
+}

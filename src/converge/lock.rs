@@ -1,0 +1,63 @@
+//! One enmesh at a time on one tree: flock(2), which the kernel takes back from the dead.
+
+use std::fs::{self, File, OpenOptions};
+
+use nix::fcntl::{Flock, FlockArg};
+
+use super::error::ConvergeError;
+use crate::base::files::{self, Access};
+use crate::base::{Fault, Root};
+
+/// The lock file.
+const LOCK_FILE: &str = "/run/enmesh/lock";
+
+/// Held as long as it lives.
+pub struct Lock {
+    _file: Flock<File>,
+}
+
+impl Lock {
+    /// Takes the lock of the tree.
+    ///
+    /// # Errors
+    /// `ENM-D003`: another enmesh has it; or the file cannot be made.
+    pub fn take(root: &Root) -> Result<Lock, Fault> {
+        let path = root.join(LOCK_FILE);
+        if let Some(folder) = path.parent().filter(|folder| !folder.is_dir()) {
+            files::folder(folder, Access::mode(0o755))?;
+        }
+        if !path.exists() {
+            files::write(&path, b"", Access::mode(0o600))?;
+        }
+        let open = || OpenOptions::new().read(true).write(true).open(&path);
+        // The file may have been replaced by a racing first run: lock what is there, then look again.
+        let locked = open().map_err(|_| ConvergeError::Locked { lock: path.clone() })?;
+        match Flock::lock(locked, FlockArg::LockExclusiveNonblock) {
+            Ok(file) if same_file(&file, &path) => Ok(Lock { _file: file }),
+            Ok(_) | Err(_) => Err(ConvergeError::Locked { lock: path }.into()),
+        }
+    }
+}
+
+fn same_file(file: &File, path: &std::path::Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(held), Ok(there)) => (held.dev(), held.ino()) == (there.dev(), there.ino()),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::new(dir.path());
+        let first = Lock::take(&root).unwrap();
+        assert_eq!(Lock::take(&root).err().unwrap().code, "ENM-D003");
+        drop(first);
+        Lock::take(&root).unwrap();
+    }
+}

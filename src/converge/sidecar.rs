@@ -1,0 +1,175 @@
+//! One sidecar: bringing it up, asking how it is, taking it down.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant, SystemTime};
+
+use serde::Serialize;
+
+use super::error::ConvergeError;
+use crate::base::units::{UnitState, Units};
+use crate::base::{Fault, Root, files};
+use crate::envoy::{self, Admin, Layout, Publisher, Readiness};
+use crate::mesh::{MeshSource, ca};
+use crate::plan::{Plan, ServicePlan};
+
+/// How long converging waits for a sidecar. Envoy needs about 0.12 s; one that takes longer is
+/// reported, and watched on.
+const LIVE_LIMIT: Duration = Duration::from_secs(4);
+
+/// How often a sidecar that starts or drains is looked at.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// Where a sidecar is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Not started yet, or on its way.
+    Starting,
+    /// Takes connections.
+    Live,
+    /// Should be live and is not.
+    Failed,
+    /// Taken down.
+    Stopped,
+}
+
+/// What is known of a sidecar.
+#[derive(Debug, Clone, Serialize)]
+pub struct SidecarStatus {
+    /// Where it is.
+    pub phase: Phase,
+    /// Its process.
+    pub pid: Option<u32>,
+    /// How often it was started again by itself.
+    pub restarts: u32,
+    /// When its certificate ends, in seconds since 1970.
+    pub certificate_expires: Option<u64>,
+    /// When its certificate is to be renewed.
+    #[serde(skip)]
+    pub renew_at: Option<SystemTime>,
+    /// Its last error.
+    pub fault: Option<Fault>,
+}
+
+impl Default for SidecarStatus {
+    fn default() -> Self {
+        SidecarStatus {
+            phase: Phase::Starting,
+            pid: None,
+            restarts: 0,
+            certificate_expires: None,
+            renew_at: None,
+            fault: None,
+        }
+    }
+}
+
+/// What a sidecar needs around it.
+pub(super) struct Around<'a> {
+    pub root: &'a Root,
+    pub units: &'a dyn Units,
+    pub mesh: &'a dyn MeshSource,
+    pub publisher: &'a Publisher,
+}
+
+impl Around<'_> {
+    fn admin(&self, service: &ServicePlan) -> Admin {
+        Admin::new(Layout::new(service, self.root).admin_socket())
+    }
+
+    /// Certificates, files, unit, live: each step only when the one before it stands.
+    pub async fn bring_up(&self, plan: &Plan, service: &ServicePlan) -> SidecarStatus {
+        let mut status = SidecarStatus::default();
+        let result = self.try_bring_up(plan, service, &mut status).await;
+        status.phase = Phase::Live;
+        if let Err(fault) = result {
+            status.fault = Some(fault.of_service(&service.id));
+            // A rejected update was rolled back: the sidecar may well be live with what it had.
+            status.phase = self.look(service).await;
+        }
+        if let Ok(unit) = self.units.status(service.id.as_str()).await {
+            status.pid = unit.pid;
+            status.restarts = unit.restarts;
+        }
+        status
+    }
+
+    async fn try_bring_up(
+        &self,
+        plan: &Plan,
+        service: &ServicePlan,
+        status: &mut SidecarStatus,
+    ) -> Result<(), Fault> {
+        let now = SystemTime::now();
+        let credentials = self.mesh.credentials(&service.id, &service.identity, now).await?;
+        status.certificate_expires =
+            credentials.not_after.duration_since(SystemTime::UNIX_EPOCH).ok().map(|d| d.as_secs());
+        status.renew_at = Some(ca::renew_at(&credentials, ca::jitter(&credentials)));
+        let published = self.publisher.publish(service, &plan.mesh, Some(&credentials)).await?;
+        self.units.start(&envoy::unit_spec(service, self.root)?).await?;
+        self.wait_live(service).await?;
+        if !published.verified {
+            // Now that Envoy is there, it is asked whether it took everything up.
+            self.publisher.publish(service, &plan.mesh, Some(&credentials)).await?;
+        }
+        Ok(())
+    }
+
+    async fn wait_live(&self, service: &ServicePlan) -> Result<(), Fault> {
+        let admin = self.admin(service);
+        let started = Instant::now();
+        let mut restarts = None;
+        loop {
+            let readiness = admin.ready().await;
+            if readiness == Readiness::Live {
+                return Ok(());
+            }
+            let unit = self.units.status(service.id.as_str()).await?;
+            // One that ended since the start will not become live by waiting.
+            let ended = *restarts.get_or_insert(unit.restarts) < unit.restarts
+                || matches!(unit.state, UnitState::Failed | UnitState::Inactive);
+            if ended || started.elapsed() > LIVE_LIMIT {
+                let state = if ended { "it ended".to_owned() } else { format!("{readiness:?}") };
+                return Err(
+                    ConvergeError::NotLive { id: service.id.clone(), limit: LIVE_LIMIT, state }.into()
+                );
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Whether it takes connections right now.
+    pub async fn look(&self, service: &ServicePlan) -> Phase {
+        match self.admin(service).ready().await {
+            Readiness::Live => Phase::Live,
+            _ => Phase::Failed,
+        }
+    }
+
+    /// Lets inbound connections end for as long as the service's drain time, then stops the unit and
+    /// removes the folder.
+    pub async fn take_down(&self, service: &ServicePlan) -> Result<(), Fault> {
+        let admin = self.admin(service);
+        if admin.ready().await == Readiness::Live && admin.drain_inbound().await.is_ok() {
+            let started = Instant::now();
+            while started.elapsed() < service.sidecar.drain.0 && active_inbound(&admin).await > 0 {
+                tokio::time::sleep(LOOK * 5).await;
+            }
+        }
+        self.stop(service.id.as_str()).await
+    }
+
+    /// Stops a unit that no plan knows, at once.
+    pub async fn stop(&self, instance: &str) -> Result<(), Fault> {
+        self.units.stop(instance).await?;
+        files::remove_folder(&self.root.join("/run/enmesh").join(instance))?;
+        Ok(())
+    }
+}
+
+/// Connections on the public listener.
+async fn active_inbound(admin: &Admin) -> u64 {
+    let stats: BTreeMap<String, u64> =
+        admin.stats("^tcp\\.public_listener\\.downstream_cx_active$").await.unwrap_or_default();
+    stats.values().sum()
+}

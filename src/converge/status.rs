@@ -1,0 +1,175 @@
+//! What `enmesh status` and the metrics show.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+
+use super::engine::Engine;
+use super::sidecar::Phase;
+use crate::base::Fault;
+use crate::plan::Generation;
+
+/// The state of one host. The shape is stable: fields are only ever added.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Status {
+    /// enmesh's version.
+    pub version: &'static str,
+    /// Whether every enabled service's sidecar is live and nothing is wrong with the host.
+    pub ready: bool,
+    /// The generation in force.
+    pub generation: Option<Generation>,
+    /// The driver that programs the redirection.
+    pub driver: &'static str,
+    /// Who runs the sidecars.
+    pub units: &'static str,
+    /// Who drives Envoy.
+    pub control_plane: &'static str,
+    /// The mesh's trust domain.
+    pub trust_domain: String,
+    /// The services, by id.
+    pub services: BTreeMap<String, ServiceStatus>,
+    /// What is wrong now.
+    pub faults: Vec<Fault>,
+    /// What a person should know.
+    pub warnings: Vec<Fault>,
+    /// How often the host converged since the daemon started.
+    pub converged_count: u64,
+    /// When it did last, in seconds since 1970.
+    pub converged_at: u64,
+}
+
+/// The state of one service.
+#[derive(Debug, Clone, Serialize)]
+pub struct ServiceStatus {
+    /// Its name in the mesh.
+    pub name: String,
+    /// Where its sidecar is in its life.
+    pub phase: Phase,
+    /// Its sidecar's process.
+    pub pid: Option<u32>,
+    /// How often the sidecar was started again by itself.
+    pub restarts: u32,
+    /// The outbound listener's port.
+    pub outbound_port: Option<u16>,
+    /// The public listener's port.
+    pub inbound_port: Option<u16>,
+    /// The identity in its certificate.
+    pub identity: String,
+    /// Its virtual IPs.
+    pub virtual_ips: Vec<std::net::IpAddr>,
+    /// When its certificate ends, in seconds since 1970.
+    pub certificate_expires: Option<u64>,
+    /// Its last error.
+    pub fault: Option<Fault>,
+}
+
+impl Status {
+    /// Takes over what the engine knows.
+    pub fn update(&mut self, engine: &Engine) {
+        self.version = env!("CARGO_PKG_VERSION");
+        [self.driver, self.units, self.control_plane] = engine.adapters();
+        let plan = engine.plan_in_force();
+        self.generation = plan.map(|plan| plan.generation.clone());
+        self.trust_domain = plan.map(|plan| plan.mesh.trust_domain.clone()).unwrap_or_default();
+        self.services = plan
+            .into_iter()
+            .flat_map(|plan| plan.services.values().map(move |service| (plan, service)))
+            .map(|(plan, service)| {
+                let sidecar = engine.sidecars().get(&service.id).cloned().unwrap_or_default();
+                let entry = plan.mesh.services.get(&service.name);
+                let status = ServiceStatus {
+                    name: service.name.to_string(),
+                    phase: sidecar.phase,
+                    pid: sidecar.pid,
+                    restarts: sidecar.restarts,
+                    outbound_port: service.sidecar.outbound_port,
+                    inbound_port: service.sidecar.inbound_port,
+                    identity: service.identity.to_string(),
+                    virtual_ips: entry.map(|e| e.virtual_ips.iter().copied().collect()).unwrap_or_default(),
+                    certificate_expires: sidecar.certificate_expires,
+                    fault: sidecar.fault,
+                };
+                (service.id.to_string(), status)
+            })
+            .collect();
+        self.judge();
+    }
+
+    /// Records that the host converged, and with what faults.
+    pub fn converged(&mut self, faults: Vec<Fault>, warnings: Vec<Fault>) {
+        self.converged_count += 1;
+        self.converged_at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        self.faults = faults;
+        self.warnings = warnings;
+        self.judge();
+    }
+
+    fn judge(&mut self) {
+        let live = self.services.values().all(|service| service.phase == Phase::Live);
+        self.ready = self.converged_count > 0 && live && self.faults.is_empty();
+    }
+
+    /// One line for `systemctl status`.
+    pub fn line(&self) -> String {
+        let dead: Vec<&str> = self
+            .services
+            .iter()
+            .filter(|(_, service)| service.phase != Phase::Live)
+            .map(|(id, _)| id.as_str())
+            .collect();
+        let live = self.services.len() - dead.len();
+        let mut line = format!("{live} of {} sidecars live", self.services.len());
+        if !dead.is_empty() {
+            let _ = write!(line, "; not live: {}", dead.join(", "));
+        }
+        if let Some(fault) = self.faults.first() {
+            let _ = write!(line, "; {} ({})", fault.code, fault.message);
+        }
+        line
+    }
+
+    /// The Prometheus text format, version 0.0.4.
+    pub fn metrics(&self) -> String {
+        let mut text = String::new();
+        let mut metric = |name: &str, kind: &str, help: &str, samples: &[(String, u64)]| {
+            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+            for (labels, value) in samples {
+                let _ = writeln!(text, "{name}{labels} {value}");
+            }
+        };
+        let per_service = |value: &dyn Fn(&ServiceStatus) -> u64| -> Vec<(String, u64)> {
+            self.services.iter().map(|(id, s)| (format!("{{service=\"{id}\"}}"), value(s))).collect()
+        };
+        let one = |value: u64| vec![(String::new(), value)];
+        metric("enmesh_ready", "gauge", "1 when every sidecar is live.", &one(u64::from(self.ready)));
+        metric(
+            "enmesh_generation",
+            "gauge",
+            "Generation in force.",
+            &one(self.generation.as_ref().map_or(0, |g| g.number)),
+        );
+        metric("enmesh_converged_total", "counter", "Times the host converged.", &one(self.converged_count));
+        metric("enmesh_faults", "gauge", "Faults in force.", &one(self.faults.len() as u64));
+        metric(
+            "enmesh_sidecar_live",
+            "gauge",
+            "1 when the sidecar is live.",
+            &per_service(&|s| u64::from(s.phase == Phase::Live)),
+        );
+        metric(
+            "enmesh_sidecar_restarts_total",
+            "counter",
+            "Times the sidecar was started again.",
+            &per_service(&|s| u64::from(s.restarts)),
+        );
+        metric(
+            "enmesh_certificate_expires_seconds",
+            "gauge",
+            "When the certificate ends, in seconds since 1970.",
+            &per_service(&|s| s.certificate_expires.unwrap_or(0)),
+        );
+        text
+    }
+}

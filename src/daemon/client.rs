@@ -1,0 +1,62 @@
+//! Asking the daemon, for the commands that do.
+
+use std::time::Duration;
+
+use hyper::Method;
+use serde_json::Value;
+
+use super::control::{Names, SOCKET};
+use crate::base::http::{self, HttpError};
+use crate::base::{Fault, Root};
+use crate::converge::ConvergeError;
+
+/// Reading the status is answered at once.
+const ASK_LIMIT: Duration = Duration::from_secs(5);
+
+/// A deed may drain connections for minutes.
+const DEED_LIMIT: Duration = Duration::from_secs(600);
+
+/// The daemon's status as JSON; `None` when no daemon runs.
+///
+/// # Errors
+/// `ENM-D006` something else than a status came back.
+pub async fn status(root: &Root) -> Result<Option<Value>, Fault> {
+    ask(root, Method::GET, "/v1/status", Vec::new(), ASK_LIMIT).await
+}
+
+/// Has the daemon converge; `None` when no daemon runs.
+///
+/// # Errors
+/// As [`status`].
+pub async fn apply(root: &Root, services: &[String]) -> Result<Option<Value>, Fault> {
+    deed(root, "/v1/apply", services).await
+}
+
+/// Has the daemon take services down; `None` when no daemon runs.
+///
+/// # Errors
+/// As [`status`].
+pub async fn down(root: &Root, services: &[String]) -> Result<Option<Value>, Fault> {
+    deed(root, "/v1/down", services).await
+}
+
+async fn deed(root: &Root, target: &str, services: &[String]) -> Result<Option<Value>, Fault> {
+    let body = serde_json::to_vec(&Names { services: services.to_vec() }).unwrap_or_default();
+    ask(root, Method::POST, target, body, DEED_LIMIT).await
+}
+
+async fn ask(
+    root: &Root,
+    method: Method,
+    target: &str,
+    body: Vec<u8>,
+    limit: Duration,
+) -> Result<Option<Value>, Fault> {
+    let socket = root.join(SOCKET);
+    let bad = |detail: String| Fault::from(ConvergeError::BadAnswer { socket: socket.clone(), detail });
+    match http::request(&socket, method, target, body, limit).await {
+        Ok(answer) => serde_json::from_slice(&answer.body).map(Some).map_err(|error| bad(error.to_string())),
+        Err(HttpError::Refused) => Ok(None),
+        Err(error) => Err(bad(error.to_string())),
+    }
+}

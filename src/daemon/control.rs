@@ -1,0 +1,135 @@
+//! The control socket, `/run/enmesh/enmesh.sock`: HTTP/1.1, JSON. Who may open the socket may ask
+//! for everything, so its mode is 0660 and its group `enmesh`.
+
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use hyper::{Method, StatusCode};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::base::files::{self, Access};
+use crate::base::http::{self, Question};
+use crate::base::{Fault, Root};
+use crate::converge::{ConvergeError, Status};
+
+/// Where the socket is.
+pub const SOCKET: &str = "/run/enmesh/enmesh.sock";
+
+/// Something that the daemon's loop is asked to do.
+pub struct Request {
+    /// What.
+    pub deed: Deed,
+    /// Where the faults go.
+    pub reply: oneshot::Sender<Reply>,
+}
+
+/// What the daemon can be asked to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Deed {
+    /// Converge now.
+    Apply(Vec<String>),
+    /// Take services out of the mesh; all of them, and the daemon ends, when none is named.
+    Down(Vec<String>),
+}
+
+/// The answer to a deed.
+pub type Reply = Result<Done, Fault>;
+
+/// A deed that was done.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Done {
+    /// What went wrong on the way.
+    pub faults: Vec<Fault>,
+    /// The status after it.
+    pub status: Status,
+}
+
+/// Names of services, as the client sends them.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Names {
+    /// Service ids.
+    pub services: Vec<String>,
+}
+
+/// Binds the socket. One that an earlier daemon left behind is replaced: the lock says that no
+/// other daemon lives.
+///
+/// # Errors
+/// `ENM-D010` the socket cannot be made.
+pub fn listen(root: &Root, group: Option<u32>) -> Result<UnixListener, Fault> {
+    let socket = root.join(SOCKET);
+    files::remove(&socket)?;
+    let failed = |source| ConvergeError::Listen { socket: socket.clone(), source };
+    let listener = UnixListener::bind(&socket).map_err(failed)?;
+    restrict(&socket, group).map_err(failed)?;
+    Ok(listener)
+}
+
+fn restrict(socket: &PathBuf, group: Option<u32>) -> std::io::Result<()> {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    let access = Access { mode: 0o660, uid: None, gid: group };
+    if access.gid.is_some() {
+        chown(socket, access.uid, access.gid)?;
+    }
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(access.mode))
+}
+
+/// Answers on `listener` until dropped: reads from `status` at once, deeds through `requests`.
+pub async fn serve(listener: UnixListener, status: Rc<RefCell<Status>>, requests: mpsc::Sender<Request>) {
+    let answer = move |question: Question| {
+        let (status, requests) = (Rc::clone(&status), requests.clone());
+        async move { respond(question, &status, &requests).await }
+    };
+    let Err(error) = http::serve(listener, answer).await;
+    tracing::error!(code = "ENM-D010", "the control socket broke: {error}");
+}
+
+async fn respond(
+    question: Question,
+    status: &Rc<RefCell<Status>>,
+    requests: &mpsc::Sender<Request>,
+) -> (StatusCode, &'static str, Vec<u8>) {
+    const JSON: &str = "application/json";
+    let body = |value: &Value| serde_json::to_vec(value).unwrap_or_default();
+    match (&question.method, question.path.as_str()) {
+        (&Method::GET, "/v1/status") => {
+            (StatusCode::OK, JSON, serde_json::to_vec(&*status.borrow()).unwrap_or_default())
+        }
+        (&Method::GET, "/metrics") => {
+            (StatusCode::OK, "text/plain; version=0.0.4", status.borrow().metrics().into_bytes())
+        }
+        (&Method::POST, path @ ("/v1/apply" | "/v1/down")) => {
+            let names = if question.body.is_empty() {
+                Ok(Names::default())
+            } else {
+                serde_json::from_slice::<Names>(&question.body)
+            };
+            let Ok(Names { services }) = names else {
+                return (
+                    StatusCode::BAD_REQUEST,
+                    JSON,
+                    body(&json!({ "error": "expected {\"services\": [names]}" })),
+                );
+            };
+            let deed = if path == "/v1/apply" { Deed::Apply(services) } else { Deed::Down(services) };
+            match ask(requests, deed).await {
+                Some(Ok(done)) => (StatusCode::OK, JSON, serde_json::to_vec(&done).unwrap_or_default()),
+                Some(Err(fault)) => {
+                    (StatusCode::UNPROCESSABLE_ENTITY, JSON, body(&json!({ "error": fault })))
+                }
+                None => (StatusCode::SERVICE_UNAVAILABLE, JSON, body(&json!({ "error": "stopping" }))),
+            }
+        }
+        _ => (StatusCode::NOT_FOUND, JSON, body(&json!({ "error": "no such resource" }))),
+    }
+}
+
+async fn ask(requests: &mpsc::Sender<Request>, deed: Deed) -> Option<Reply> {
+    let (reply, answer) = oneshot::channel();
+    requests.send(Request { deed, reply }).await.ok()?;
+    answer.await.ok()
+}

@@ -1,0 +1,44 @@
+//! Where log lines go: to journald with fields under systemd, else to standard error as lines, or as
+//! JSON lines where nobody but a collector reads them.
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::base::{Class, Fault};
+
+/// Sets up logging for the life of the process. `RUST_LOG` narrows or widens it; the default is
+/// `info`.
+pub fn start(json: bool) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let registry = tracing_subscriber::registry().with(filter);
+    // systemd sets JOURNAL_STREAM when standard error is the journal (systemd.exec(5)).
+    let journald = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
+    let set = if let Some(journald) = journald {
+        registry.with(journald.with_field_prefix(Some("ENMESH".to_owned()))).try_init()
+    } else if json {
+        registry.with(tracing_subscriber::fmt::layer().json().with_writer(std::io::stderr)).try_init()
+    } else {
+        let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        let lines = tracing_subscriber::fmt::layer()
+            .with_target(false)
+            .with_ansi(colour)
+            .with_writer(std::io::stderr);
+        registry.with(lines).try_init()
+    };
+    // A second call, as in tests, keeps the first one's logger.
+    drop(set);
+}
+
+/// Logs a fault with its fields: `ENMESH_CODE=`, `ENMESH_SERVICE=`, `ENMESH_HINT=`.
+pub fn fault(fault: &Fault) {
+    let service = fault.service.as_deref().unwrap_or("-");
+    let (code, hint) = (&*fault.code, fault.hint.as_str());
+    if fault.class == Class::Config {
+        tracing::warn!(code, service, hint, "{fault}");
+    } else {
+        tracing::error!(code, service, hint, "{fault}");
+    }
+}

@@ -1,0 +1,372 @@
+//! The stage: two hosts as network namespaces of this machine, a cable between them, a file tree for
+//! each. Whatever happens, it is taken down again, unless it is to be kept.
+
+use std::fs::{self, File, OpenOptions};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::Signal;
+use nix::unistd::geteuid;
+
+use super::error::DemoError;
+use super::patience::until;
+use super::process::{Process, Spawn, signal};
+use super::snapshot::warm_up;
+use crate::base::files::{self, Access};
+use crate::base::{Fault, Root, exec};
+use crate::netns::{self, Namespace};
+
+/// The tag of the real demo; tests have others. Namespaces are `<tag>-web` and `<tag>-api`, files are
+/// below `/run/<tag>`.
+pub const TAG: &str = "enmesh-demo";
+/// Each host's end of the cable.
+pub const INTERFACE: &str = "eth0";
+/// The user that sidecars run as.
+pub const ENVOY_USER: u32 = 5995;
+/// The port of the service.
+pub const APP_PORT: u16 = 8080;
+/// Where a host's resolver listens; the standard port, so that a plain `resolv.conf` finds it.
+pub const RESOLVER: &str = "127.0.0.1:53";
+
+/// How long a daemon gets to stop in order before it is killed.
+const GRACE: Duration = Duration::from_secs(5);
+/// How long what is left in a namespace may take to be gone once killed.
+const GONE_LIMIT: Duration = Duration::from_secs(5);
+/// Where Envoy is looked for beside this program, and beside its folder (a source tree's `target`).
+const BESIDE: [&str; 2] = ["tools/envoy", "../tools/envoy"];
+/// The variable that says where Envoy is.
+const ENVOY_VARIABLE: &str = "ENMESH_ENVOY";
+
+/// One of the two hosts.
+#[derive(Debug)]
+pub struct Host {
+    /// Its name, which is that of its service.
+    pub name: &'static str,
+    /// The user of its application.
+    pub app_user: u32,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// The name of its namespace.
+    pub namespace_name: String,
+    /// Its namespace.
+    pub namespace: Namespace,
+    /// What belongs to it: its root, its logs, its resolver configuration.
+    pub folder: PathBuf,
+}
+
+/// The stage.
+#[derive(Debug)]
+pub struct Stage {
+    tag: String,
+    /// The client's host.
+    pub web: Host,
+    /// The service's host.
+    pub api: Host,
+    curtain: Curtain,
+}
+
+/// Takes everything with the tag down when it goes; exists before the first thing to take down does.
+#[derive(Debug)]
+struct Curtain {
+    tag: String,
+    keep: bool,
+    _lock: Flock<File>,
+}
+
+impl Drop for Curtain {
+    fn drop(&mut self) {
+        if !self.keep {
+            let _ = sweep(&self.tag);
+        }
+    }
+}
+
+impl Stage {
+    /// Builds the stage for `tag`, after taking down what an earlier one has left.
+    ///
+    /// # Errors
+    /// `ENM-T001` not root, `ENM-T002` no `nft`, `ENM-T007` there is one already; what making
+    /// namespaces, links and files says otherwise. Nothing is left then.
+    pub fn build(tag: &str) -> Result<Stage, Fault> {
+        requirements()?;
+        let curtain = Curtain { tag: tag.to_owned(), keep: false, _lock: lock(tag)? };
+        sweep(tag)?;
+        let folder = folder_of(tag);
+        files::folder(&folder, Access::mode(0o755))?;
+        let web = Host::make(tag, "web", 10_001, 1)?;
+        let api = Host::make(tag, "api", 10_002, 2)?;
+        netns::veth_pair((&web.namespace, INTERFACE), (&api.namespace, INTERFACE))?;
+        for host in [&web, &api] {
+            host.wire_up()?;
+            warm_up(&host.namespace)?;
+        }
+        Ok(Stage { tag: tag.to_owned(), web, api, curtain })
+    }
+
+    /// Where its files are.
+    pub fn folder(&self) -> PathBuf {
+        folder_of(&self.tag)
+    }
+
+    /// Leaves everything in place when this value goes.
+    pub fn keep(&mut self) {
+        self.curtain.keep = true;
+    }
+}
+
+impl Host {
+    /// The tree that its daemon works below.
+    pub fn root(&self) -> Root {
+        Root::new(self.folder.join("root"))
+    }
+
+    /// The daemon's control socket.
+    pub fn control_socket(&self) -> PathBuf {
+        self.root().join("/run/enmesh/enmesh.sock")
+    }
+
+    /// What its daemon and its sidecar have said.
+    pub fn log(&self) -> PathBuf {
+        self.folder.join("daemon.log")
+    }
+
+    /// Writes a file of its tree.
+    ///
+    /// # Errors
+    /// `ENM-X001` to `ENM-X003`.
+    pub fn write(&self, path: &str, contents: &str) -> Result<(), Fault> {
+        let path = self.root().join(path);
+        if let Some(folder) = path.parent() {
+            files::folder(folder, Access::mode(0o755))?;
+        }
+        files::write(&path, contents.as_bytes(), Access::mode(0o644)).map(drop)
+    }
+
+    /// Starts its daemon. `envoy` is put where its configuration says that Envoy is, so that the
+    /// sidecar's user can run it wherever it really lies.
+    ///
+    /// # Errors
+    /// As [`Process::start`].
+    pub fn start_daemon(&self, envoy: &Path) -> Result<Process, Fault> {
+        let arguments = ["run", "--root"].map(str::to_owned).into_iter();
+        Process::start(&Spawn {
+            namespace: &self.namespace,
+            program: None,
+            arguments: arguments.chain([self.root().path().display().to_string()]).collect(),
+            user: None,
+            mounts: vec![(envoy.to_owned(), self.envoy())],
+            log: self.log(),
+            collect: false,
+        })
+    }
+
+    /// Starts `enmesh demo-app …` under the application's user; names are resolved by the host's own
+    /// resolver configuration.
+    ///
+    /// # Errors
+    /// `ENM-T010` the resolver configuration of this machine cannot be put aside; otherwise as
+    /// [`Process::start`].
+    pub fn start_app(&self, arguments: &[&str], collect: bool) -> Result<Process, Fault> {
+        let arguments = ["demo-app"].iter().chain(arguments).map(|&argument| argument.to_owned());
+        Process::start(&Spawn {
+            namespace: &self.namespace,
+            program: None,
+            arguments: arguments.collect(),
+            user: Some(self.app_user),
+            mounts: self.resolver_mounts()?,
+            log: self.folder.join("app.log"),
+            collect,
+        })
+    }
+
+    /// Where its daemon finds Envoy.
+    pub fn envoy(&self) -> PathBuf {
+        self.folder.join("envoy")
+    }
+
+    fn make(tag: &str, name: &'static str, app_user: u32, number: u8) -> Result<Host, Fault> {
+        let namespace_name = format!("{tag}-{name}");
+        let namespace = Namespace::create(&namespace_name)?;
+        let folder = folder_of(tag).join(name);
+        let address = Ipv4Addr::new(10, 99, 0, number);
+        let host = Host { name, app_user, address, namespace_name, namespace, folder };
+        files::folder(&host.folder, Access::mode(0o755))?;
+        files::folder(host.root().path(), Access::mode(0o755))?;
+        // What mounts are put over has to be there.
+        files::write(&host.envoy(), b"", Access::mode(0o755))?;
+        files::folder(&host.folder.join("nothing"), Access::mode(0o755))?;
+        host.write_file("resolv.conf", "nameserver 127.0.0.1\noptions timeout:2 attempts:1\n")?;
+        host.write_file("nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n")?;
+        Ok(host)
+    }
+
+    fn write_file(&self, name: &str, contents: &str) -> Result<(), Fault> {
+        files::write(&self.folder.join(name), contents.as_bytes(), Access::mode(0o644)).map(drop)
+    }
+
+    /// Numbers the host's end of the cable and switches it on. There is no default route: whatever is
+    /// not on the cable does not exist.
+    fn wire_up(&self) -> Result<(), Fault> {
+        let number = self.address.octets()[3];
+        let v4 = network(IpAddr::V4(self.address), 24)?;
+        let v6 = network(IpAddr::V6(Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, number.into())), 64)?;
+        self.namespace.run_async(|| async move {
+            netns::lo_up().await?;
+            let ipv6 = quieten_ipv6();
+            netns::add_address(INTERFACE, v4).await?;
+            if ipv6 {
+                netns::add_address(INTERFACE, v6).await?;
+            }
+            netns::set_up(INTERFACE).await
+        })??;
+        Ok(())
+    }
+
+    fn resolver_mounts(&self) -> Result<Vec<(PathBuf, PathBuf)>, Fault> {
+        let mut mounts = Vec::new();
+        for name in ["resolv.conf", "nsswitch.conf"] {
+            let target = Path::new("/etc").join(name);
+            match fs::canonicalize(&target) {
+                Ok(target) => mounts.push((self.folder.join(name), target)),
+                // Without a nsswitch.conf the C library's own order is files, then DNS.
+                Err(_) if name == "nsswitch.conf" => {}
+                Err(_) => return Err(DemoError::NoTarget { path: target }.into()),
+            }
+        }
+        // A name service cache would answer from outside the namespace.
+        let cache = Path::new("/run/nscd");
+        if cache.is_dir() {
+            mounts.push((self.folder.join("nothing"), cache.to_owned()));
+        }
+        Ok(mounts)
+    }
+}
+
+/// Takes down what a demo with this tag has left: processes in its namespaces, the namespaces with
+/// their links, rules and routes, and its files. Returns whether there was anything.
+///
+/// # Errors
+/// `ENM-T001` not root, `ENM-T007` one is running.
+pub fn clean(tag: &str) -> Result<bool, Fault> {
+    if !geteuid().is_root() {
+        return Err(DemoError::Privilege.into());
+    }
+    let _lock = lock(tag)?;
+    sweep(tag)
+}
+
+/// Where Envoy is: where the variable `ENMESH_ENVOY` says, in the system's folders, or in the folder
+/// `tools` beside this program or its folder.
+///
+/// # Errors
+/// `ENM-T003` nowhere.
+pub fn find_envoy() -> Result<PathBuf, Fault> {
+    if let Some(path) = std::env::var_os(ENVOY_VARIABLE).filter(|path| !path.is_empty()) {
+        // Who says where it is does not want another one.
+        return fs::canonicalize(path).map_err(|_| DemoError::NoEnvoy.into());
+    }
+    if let Ok(path) = exec::find("envoy") {
+        return Ok(path);
+    }
+    let program = std::env::current_exe().unwrap_or_default();
+    let folder = program.parent().unwrap_or(Path::new("/"));
+    let beside = BESIDE.iter().filter_map(|path| fs::canonicalize(folder.join(path)).ok());
+    beside.into_iter().find(|path| path.is_file()).ok_or_else(|| DemoError::NoEnvoy.into())
+}
+
+fn requirements() -> Result<(), Fault> {
+    if !geteuid().is_root() {
+        return Err(DemoError::Privilege.into());
+    }
+    exec::find("nft").map_err(|_| DemoError::NoNft)?;
+    Ok(())
+}
+
+/// Below /run, where only root can make anything and a reboot clears.
+fn folder_of(tag: &str) -> PathBuf {
+    Path::new("/run").join(tag)
+}
+
+fn lock(tag: &str) -> Result<Flock<File>, Fault> {
+    let path = Path::new("/run").join(format!("{tag}.lock"));
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(|e| DemoError::system(format!("open {}", path.display()), e))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| DemoError::Busy.into())
+}
+
+fn sweep(tag: &str) -> Result<bool, Fault> {
+    let mut any = false;
+    for name in ["web", "api"].map(|host| format!("{tag}-{host}")) {
+        if let Ok(namespace) = Namespace::by_name(&name) {
+            empty(&namespace)?;
+        }
+        any |= Namespace::delete(&name)?;
+    }
+    any |= files::remove_folder(&folder_of(tag))?;
+    Ok(any)
+}
+
+/// Ends every process in `namespace`: first with a request, so that daemons can take their sidecars
+/// along, then without asking.
+fn empty(namespace: &Namespace) -> Result<(), Fault> {
+    let tell = |what: Signal| -> Result<(), String> {
+        let ours = std::process::id();
+        let running = namespace.processes().map_err(|fault| fault.to_string())?;
+        let others: Vec<u32> = running.into_iter().filter(|pid| *pid != ours && !is_zombie(*pid)).collect();
+        others.iter().for_each(|pid| signal(*pid, what));
+        if others.is_empty() { Ok(()) } else { Err(format!("processes {others:?} are still there")) }
+    };
+    let _ = tell(Signal::SIGTERM);
+    let started = std::time::Instant::now();
+    let alone = || namespace.processes().is_ok_and(|left| left.iter().all(|pid| is_zombie(*pid)));
+    while !alone() && started.elapsed() < GRACE {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let started = std::time::Instant::now();
+    while let Err(last) = tell(Signal::SIGKILL) {
+        if started.elapsed() >= GONE_LIMIT {
+            let what = format!("the end of what runs in {namespace}");
+            return Err(DemoError::NotInTime { what, seconds: GONE_LIMIT.as_secs(), last }.into());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+/// Whether a process has ended and only waits for its parent, which may be us, to take notice.
+fn is_zombie(pid: u32) -> bool {
+    let state = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name in parentheses may contain anything; the state follows the last parenthesis.
+    state.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
+}
+
+/// Lets the calling thread's namespace make no link-local addresses on the cable: they come and
+/// settle when they like, and a snapshot would catch them half-way. `false` without IPv6.
+fn quieten_ipv6() -> bool {
+    fs::write(format!("/proc/sys/net/ipv6/conf/{INTERFACE}/addr_gen_mode"), "1").is_ok()
+}
+
+fn network(address: IpAddr, length: u8) -> Result<IpNet, Fault> {
+    IpNet::new(address, length)
+        .map_err(|e| DemoError::Nonsense { who: "the demo".to_owned(), what: e.to_string() }.into())
+}
+
+/// Waits until the service on `host` listens, from inside its namespace.
+///
+/// # Errors
+/// `ENM-T005` it does not.
+pub fn await_listener(host: &Host, port: u16) -> Result<(), Fault> {
+    let what = format!("a listener on port {port} of {}", host.name);
+    host.namespace.run(|| {
+        until(&what, GRACE, || {
+            std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).map(drop).map_err(|e| e.to_string())
+        })
+    })?
+}

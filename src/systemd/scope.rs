@@ -1,0 +1,52 @@
+//! Which user a unit runs as, for `scope = "unit:NAME.service"`.
+
+use zbus::proxy::CacheProperties;
+
+use super::manager::{ServiceProxy, UnitProxy};
+use super::{Systemd, call_failed};
+use crate::base::Fault;
+
+/// systemd's "no user" (the `UID` property of a service that does not run).
+const NO_UID: u32 = u32::MAX;
+
+/// The user of a unit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UnitUser {
+    /// It runs as this user right now, which for `DynamicUser=` is the only way to know.
+    Running(u32),
+    /// Its file names this user; empty means root.
+    Named(String),
+}
+
+impl Systemd {
+    /// The user of `unit`; `None` when systemd knows no such unit.
+    ///
+    /// # Errors
+    /// `ENM-S…` the bus does not answer.
+    pub async fn user_of(&self, unit: &str) -> Result<Option<UnitUser>, Fault> {
+        let connection = self.shared.connection();
+        let manager = self.shared.manager().await?;
+        let path = manager.load_unit(unit).await.map_err(|e| call_failed("LoadUnit", unit, e))?;
+        let read = async {
+            let of_unit = UnitProxy::builder(&connection)
+                .path(&path)
+                .cache_properties(CacheProperties::No)
+                .build()
+                .await?;
+            if of_unit.load_state().await? != "loaded" {
+                return zbus::Result::Ok(None);
+            }
+            let of_service = ServiceProxy::builder(&connection)
+                .path(&path)
+                .cache_properties(CacheProperties::No)
+                .build()
+                .await?;
+            let uid = of_service.uid().await?;
+            Ok(Some(match uid {
+                NO_UID => UnitUser::Named(of_service.user().await?),
+                uid => UnitUser::Running(uid),
+            }))
+        };
+        Ok(read.await.map_err(|e| call_failed("Get", unit, e))?)
+    }
+}
