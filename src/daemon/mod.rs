@@ -17,7 +17,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{broadcast, mpsc};
 
 use crate::base::units::UnitEvent;
-use crate::base::{Fault, Root};
+use crate::base::{Fault, Root, files};
 use crate::config;
 use crate::converge::{ConvergeError, Engine, Lock, Outcome, Purpose, Status};
 use crate::systemd::notify;
@@ -34,7 +34,10 @@ pub async fn run(root: Root) -> Result<(), Fault> {
     let _lock = Lock::take(&root)?;
     let (engine, faults) = Engine::open(root, Purpose::Converge).await?;
     faults.iter().for_each(log::fault);
-    Daemon::new(engine)?.run().await
+    let socket = engine.root().join(control::SOCKET);
+    let ended = Daemon::new(engine)?.run().await;
+    files::remove(&socket)?;
+    ended
 }
 
 struct Daemon {
