@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::Global;
 use super::output::Answer;
 use crate::base::Fault;
+use crate::config::value::Span;
 use crate::converge::ConvergeError;
 use crate::daemon::{client, control};
 
@@ -99,7 +100,7 @@ fn expiry(seconds: Option<u64>) -> String {
     match seconds {
         None => "-".to_owned(),
         Some(at) if at <= now => "expired".to_owned(),
-        Some(at) => format!("{} left", humantime::format_duration(Duration::from_secs((at - now) / 60 * 60))),
+        Some(at) => format!("{} left", Span(Duration::from_secs((at - now) / 60 * 60))),
     }
 }
 
