@@ -43,6 +43,8 @@
 mod build;
 mod chains;
 pub(super) mod json;
+#[cfg(test)]
+mod tests;
 pub(super) mod text;
 
 use std::net::{IpAddr, SocketAddr};
@@ -68,14 +70,6 @@ pub const DRAIN_MARK: &str = "enmesh:drain";
 pub(super) struct Ruleset {
     pub sets: Vec<NamedSet>,
     pub chains: Vec<Chain>,
-}
-
-impl Ruleset {
-    /// How many rules there are in all.
-    #[cfg(test)]
-    pub fn rules(&self) -> usize {
-        self.chains.iter().map(|chain| chain.rules.len()).sum()
-    }
 }
 
 /// A set, or with `value` a map.
