@@ -1,4 +1,4 @@
-//! Policy -> ruleset, as data: one private table that is replaced whole.
+//! Policy -> ruleset, as data: one private table.
 //!
 //! [`build`] is pure. What it returns is rendered twice, to the JSON that `nft -j -f -` takes
 //! ([`json`]) and to text for people ([`text`]), and a kernel test holds both to the same state.
@@ -42,6 +42,7 @@
 
 mod build;
 mod chains;
+mod change;
 pub(super) mod json;
 #[cfg(test)]
 mod tests;
