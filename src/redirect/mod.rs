@@ -34,6 +34,16 @@ pub fn render_text(policy: &RedirectPolicy, live: &BTreeSet<ServiceId>) -> Strin
     ruleset::text::replace(&ruleset::build(policy, live))
 }
 
+/// The same as the JSON that `nft -j -f -` takes, for programs; indented, with a final newline.
+pub fn render_json(policy: &RedirectPolicy, live: &BTreeSet<ServiceId>) -> String {
+    let document = if policy.is_empty() {
+        ruleset::json::remove()
+    } else {
+        ruleset::json::replace(&ruleset::build(policy, live))
+    };
+    format!("{document:#}\n")
+}
+
 /// What the rules shall be: the policy, and which sidecars are live right now.
 ///
 /// Connections are redirected to live sidecars only; for the others `on_failure` decides.

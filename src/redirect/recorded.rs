@@ -12,7 +12,7 @@ pub enum Call {
     /// [`Firewall::observe`].
     Observe,
     /// [`Firewall::apply`], with what was asked for.
-    Apply(Desired),
+    Apply(Box<Desired>),
     /// [`Firewall::drain`].
     Drain,
     /// [`Firewall::remove`].
@@ -83,7 +83,7 @@ impl Firewall for Recorded {
     }
 
     fn apply(&self, desired: &Desired) -> Result<(), Fault> {
-        self.record(Call::Apply(desired.clone()))?;
+        self.record(Call::Apply(Box::new(desired.clone())))?;
         self.state.replace((!desired.policy.is_empty()).then(|| desired.clone()));
         Ok(())
     }

@@ -6,6 +6,8 @@ mod picture;
 
 use std::cell::RefCell;
 
+use serde_json::Value as Json;
+
 use self::diff::Wordings;
 use self::picture::Picture;
 use super::ruleset::{self, Ruleset, json};
@@ -17,14 +19,16 @@ pub(super) use command::nft;
 /// How many differences an error names.
 const NAMED_DIFFERENCES: usize = 3;
 
-/// Programs `inet enmesh` through `nft -j`.
+/// Programs `inet enmesh` through `nft -j`, each time in one transaction.
 ///
-/// A driver that has applied rules remembers how this host's `nft` words each of them, so that
-/// another version's spelling is not taken for an edit later on. Keep one for as long as the
-/// process runs.
+/// Keep one driver for as long as the process runs: it remembers what it has set. The next
+/// [`Firewall::apply`] then changes only what differs (a sidecar that comes or goes is one map
+/// element), and the way in which this host's `nft` words a rule is not taken for an edit.
 #[derive(Debug, Default)]
 pub struct Nftables {
     wordings: RefCell<Wordings>,
+    /// What was set last and found to be there.
+    known: RefCell<Option<Ruleset>>,
 }
 
 impl Nftables {
@@ -33,8 +37,8 @@ impl Nftables {
         Self::default()
     }
 
-    fn load(ruleset: &Ruleset) -> Result<(), RedirectError> {
-        nft(&["-j", "-f", "-"], json::replace(ruleset).to_string().as_bytes()).map(drop)
+    fn load(document: &Json) -> Result<(), RedirectError> {
+        nft(&["-j", "-f", "-"], document.to_string().as_bytes()).map(drop)
     }
 
     /// What is in the kernel, or `None` when our table is not.
@@ -46,27 +50,40 @@ impl Nftables {
         }
     }
 
-    /// Sets `wanted` and reads it back; what differs in substance is an error, and the table goes
-    /// back to nothing half-done: the rules that were asked for are loaded once more.
-    fn set(&self, ruleset: &Ruleset) -> Result<(), RedirectError> {
-        let wanted = Picture::of_commands(&json::replace(ruleset));
-        let mut differences = Vec::new();
-        // A second try, because somebody may have edited the table between the two steps.
-        for _ in 0..2 {
-            Self::load(ruleset)?;
-            let Some(found) = Self::read()? else {
-                differences = vec![format!("- table inet {}", ruleset::TABLE)];
-                continue;
-            };
-            let learnt = Wordings::learn(&wanted, &found);
-            differences = diff::differences(&wanted, &found, &learnt);
-            if differences.is_empty() {
-                self.wordings.replace(learnt);
-                return Ok(());
+    /// How the kernel differs from `wanted`. With `just_set`, another wording of a rule is how this
+    /// `nft` speaks, and is learnt.
+    fn compare(&self, wanted: &Picture, just_set: bool) -> Result<Vec<String>, RedirectError> {
+        let Some(found) = Self::read()? else {
+            return Ok(vec![format!("+ table inet {}", ruleset::TABLE)]);
+        };
+        if just_set {
+            self.wordings.borrow_mut().learn(wanted, &found);
+        }
+        Ok(diff::differences(wanted, &found, &self.wordings.borrow()))
+    }
+
+    /// Makes the kernel's table be `ruleset`, by the gentlest way that works: nothing to do; what
+    /// differs from the last time; the whole table.
+    fn set(&self, ruleset: Ruleset) -> Result<(), RedirectError> {
+        let wanted = Picture::of_commands(&json::replace(&ruleset));
+        let known = self.known.take();
+        let done = match &known {
+            Some(known) if *known != ruleset => {
+                // It fails when somebody edited the table meanwhile; the whole table follows.
+                Self::load(&json::change(known, &ruleset)).is_ok() && self.compare(&wanted, true)?.is_empty()
+            }
+            _ => self.compare(&wanted, false)?.is_empty(),
+        };
+        if !done {
+            Self::load(&json::replace(&ruleset))?;
+            let mut differences = self.compare(&wanted, true)?;
+            if !differences.is_empty() {
+                differences.truncate(NAMED_DIFFERENCES);
+                return Err(RedirectError::ReadBack { differences });
             }
         }
-        differences.truncate(NAMED_DIFFERENCES);
-        Err(RedirectError::ReadBack { differences })
+        self.known.replace(Some(ruleset));
+        Ok(())
     }
 }
 
@@ -96,18 +113,19 @@ impl Firewall for Nftables {
         if desired.policy.is_empty() {
             return self.remove();
         }
-        Ok(self.set(&ruleset::build(&desired.policy, &desired.live))?)
+        Ok(self.set(ruleset::build(&desired.policy, &desired.live))?)
     }
 
     fn drain(&self) -> Result<(), Fault> {
         if Self::read()?.is_some() {
-            Self::load(&ruleset::husk())?;
+            self.known.take();
+            Self::load(&json::replace(&ruleset::husk()))?;
         }
         Ok(())
     }
 
     fn remove(&self) -> Result<(), Fault> {
-        nft(&["-j", "-f", "-"], json::remove().to_string().as_bytes())?;
-        Ok(())
+        self.known.take();
+        Ok(Self::load(&json::remove())?)
     }
 }

@@ -162,10 +162,13 @@ enum Part {
     Other(String),
 }
 
+/// What elements that may be merged have in common: the other components, and a map's value.
+type Group = (Vec<Part>, Option<String>);
+
 /// The elements as text, with intervals in the last component merged: kernels and versions cut
 /// them up differently.
 fn merged(elements: &[&Json]) -> BTreeSet<String> {
-    let mut groups: BTreeMap<(Vec<Part>, Option<String>), Vec<(u8, u128, u128)>> = BTreeMap::new();
+    let mut groups: BTreeMap<Group, Vec<(u8, u128, u128)>> = BTreeMap::new();
     let mut out = BTreeSet::new();
     for element in elements {
         let (mut key, value) = element_parts(element);

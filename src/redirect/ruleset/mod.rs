@@ -1,4 +1,4 @@
-//! Policy -> ruleset, as data: one private table that is replaced whole.
+//! Policy -> ruleset, as data: one private table.
 //!
 //! [`build`] is pure. What it returns is rendered twice, to the JSON that `nft -j -f -` takes
 //! ([`json`]) and to text for people ([`text`]), and a kernel test holds both to the same state.
@@ -42,7 +42,10 @@
 
 mod build;
 mod chains;
+mod change;
 pub(super) mod json;
+#[cfg(test)]
+mod tests;
 pub(super) mod text;
 
 use std::net::{IpAddr, SocketAddr};
@@ -68,14 +71,6 @@ pub const DRAIN_MARK: &str = "enmesh:drain";
 pub(super) struct Ruleset {
     pub sets: Vec<NamedSet>,
     pub chains: Vec<Chain>,
-}
-
-impl Ruleset {
-    /// How many rules there are in all.
-    #[cfg(test)]
-    pub fn rules(&self) -> usize {
-        self.chains.iter().map(|chain| chain.rules.len()).sum()
-    }
 }
 
 /// A set, or with `value` a map.
