@@ -8,8 +8,7 @@
 //! | below `/run/enmesh/<id>/` | what | who reads it |
 //! |---|---|---|
 //! | `bootstrap.json` | node, admin socket, where the rest is | Envoy, at start |
-//! | `lds.json`, `cds.json` | listeners, clusters | Envoy, whenever renamed into place |
-//! | `eds/<service>.json` | endpoints, one cluster a file, as Envoy wants it | the same |
+//! | `lds.json`, `cds.json` | listeners; clusters with their endpoints | Envoy, whenever renamed into place |
 //! | `secrets/connect-leaf.json`, `secrets/connect-root.json` | one secret a file, as Envoy wants it | the same |
 //! | `admin/envoy.sock` | the admin socket; Envoy makes it, so the folder is its group's | enmesh |
 //! | `last-good/` | the last set of files that Envoy was seen to run | enmesh, to roll back |

@@ -15,6 +15,7 @@ mod bed;
 mod scenarios;
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -172,6 +173,21 @@ fn a_call_goes_over_mutual_tls_and_its_caller_is_seen() {
 
         let caller = pair.web.identity.to_string();
         assert_eq!(logged(&api, &caller).await["caller"], caller);
+
+        // Dashboards for Consul's mesh find what they look for.
+        let metrics = web.get("/stats/prometheus?usedonly").await;
+        for wanted in [
+            "envoy_cluster_upstream_cx_total{",
+            r#"consul_destination_service="api""#,
+            r#"consul_destination_datacenter="dc1""#,
+            r#"consul_source_service="web""#,
+            r#"local_cluster="web""#,
+        ] {
+            let mut lines =
+                metrics.lines().filter(|line| line.starts_with("envoy_cluster_upstream_cx_total{"));
+            assert!(lines.any(|line| line.contains(wanted)), "{wanted} in {metrics}");
+        }
+        assert!(metrics.contains(r#"consul_upstream_service="api""#), "{metrics}");
 
         let tagged = web.admin.certs().await.unwrap();
         assert!(tagged.iter().any(|c| !c.ca && c.uris == [caller.clone()]), "{tagged:?}");
@@ -348,6 +364,7 @@ fn traffic_follows_the_endpoints_at_once() {
         pair.publisher.publish(&second, &pair.mesh, Some(&pair.api_credentials)).await.unwrap();
         let _second = Sidecar::start(&second, &pair.root).await;
 
+        let (mut open, _) = Call::open(API).await.unwrap();
         let mut took = Vec::new();
         for round in 0..20 {
             let (port, answer) = if round % 2 == 0 { (21002, "second") } else { (21001, "first") };
@@ -356,9 +373,11 @@ fn traffic_follows_the_endpoints_at_once() {
             let started = Instant::now();
             let published = pair.publish_web().await;
             took.push(started.elapsed());
-            assert_eq!(published, Published { changed: vec!["eds/api.json".to_owned()], verified: true });
+            assert_eq!(published, Published { changed: vec!["cds.json".to_owned()], verified: true });
             assert_eq!(call(API).await.as_deref(), Some(answer));
         }
+        tokio::time::sleep(DRAIN + Duration::from_secs(1)).await;
+        open.echoes().await.expect("a connection stays with the endpoint that it has");
         took.sort();
         eprintln!("an endpoint's change, written and verified: median {:?}, worst {:?}", took[10], took[19]);
     });
@@ -373,14 +392,13 @@ fn services_come_and_go_without_a_gap() {
         let (mut open, _) = Call::open(API).await.unwrap();
         pair.mesh.services.insert(name("db"), known(&["240.0.0.9"], &[("127.0.0.1", 21009, None)], &[]));
         let published = pair.publish_web().await;
-        assert_eq!(published.changed, ["cds.json", "eds/db.json", "lds.json"]);
+        assert_eq!(published.changed, ["cds.json", "lds.json"]);
         assert!(published.verified);
 
         pair.mesh.services.remove(&name("db"));
         let published = pair.publish_web().await;
-        assert_eq!(published.changed, ["cds.json", "eds/db.json", "lds.json"]);
+        assert_eq!(published.changed, ["cds.json", "lds.json"]);
         assert!(published.verified);
-        assert!(!Layout::new(&pair.web, &pair.root).path("eds/db.json").exists());
         let clusters = web.admin.stats("^cluster\\.db\\.").await.unwrap();
         assert!(clusters.is_empty(), "{clusters:?}");
         open.echoes().await.expect("other services' connections live on");
@@ -397,8 +415,8 @@ fn a_file_that_envoy_missed_is_shown_to_it_again() {
         let known = pair.mesh.services.get_mut(&name("api")).unwrap();
         known.instances = scenarios::known(&[], &[("127.0.0.1", 1, None)], &[]).instances;
         let set = FileSet::new(&resources(&pair.web, &pair.mesh, &pair.root).unwrap(), None);
-        let path = Layout::new(&pair.web, &pair.root).path("eds/api.json");
-        fs::write(path, set.get("eds/api.json").unwrap()).unwrap();
+        let path = Layout::new(&pair.web, &pair.root).path("cds.json");
+        fs::write(path, set.get("cds.json").unwrap()).unwrap();
         assert_eq!(call(API).await.as_deref(), Some("api"), "Envoy has not seen it");
         let published = pair.publish_web().await;
         assert!(published.verified);
@@ -444,5 +462,34 @@ fn only_root_and_the_sidecars_group_can_read() {
         for path in ["bootstrap.json", "lds.json", "secrets/connect-leaf.json"] {
             assert_eq!(mode(&layout.path(path)), (0o640, 0, 5995), "{path}");
         }
+    });
+}
+
+#[test]
+fn a_large_mesh_is_taken_up_in_time() {
+    in_namespace(|| async {
+        let mut pair = Pair::new();
+        app("127.0.0.1:8081", "api").await;
+        let (web, _api) = pair.start().await;
+        for index in 0..300_u32 {
+            let virtual_ip = Ipv4Addr::from_bits(0xf000_0100 + index).to_string();
+            let hosts: Vec<String> =
+                (0..5).map(|host| Ipv4Addr::from_bits(0x0a00_0000 + index * 8 + host).to_string()).collect();
+            let instances: Vec<_> = hosts.iter().map(|host| (host.as_str(), 21000, Some(8080))).collect();
+            let service = known(&[virtual_ip.as_str()], &instances, &["*"]);
+            pair.mesh.services.insert(name(&format!("service-{index}")), service);
+        }
+        let started = Instant::now();
+        assert!(pair.publish_web().await.verified);
+        let all = started.elapsed();
+        assert_eq!(web.counter("cluster_manager.active_clusters").await, 602);
+        // A user has 128 on most hosts, and all sidecars have one user.
+        assert_eq!(web.inotify_instances(), 4);
+
+        pair.mesh.services.get_mut(&name("service-7")).unwrap().instances.clear();
+        let started = Instant::now();
+        assert!(pair.publish_web().await.verified);
+        eprintln!("300 services, 1500 instances: all {all:?}, one more change {:?}", started.elapsed());
+        assert_eq!(call(API).await.as_deref(), Some("api"));
     });
 }
