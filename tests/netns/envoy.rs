@@ -304,13 +304,8 @@ fn what_envoy_refuses_is_taken_back_and_told() {
         let (mut open, _) = Call::open(API).await.unwrap();
         let good = pair.file(&pair.api, "lds.json");
 
-        // Two chains that match the same.
-        let mut broken = resources(&pair.api, &pair.mesh, &pair.root).unwrap();
-        let chains = broken.listeners[0]["filter_chains"].as_array_mut().unwrap();
-        let mut twin = chains[0].clone();
-        twin["name"] = "twin".into();
-        chains.push(twin);
-        let set = FileSet::new(&broken, Some(&pair.api_credentials));
+        // A listener that cannot be.
+        let set = broken(&pair);
         let fault = pair.publisher.publish_files(&pair.api, &set).await.unwrap_err();
         assert_eq!(fault.code, "ENM-E030");
         assert!(fault.message.contains("has the same matching rules"), "{}", fault.message);
@@ -344,6 +339,36 @@ fn what_envoy_refuses_is_taken_back_and_told() {
         drop(taken);
         let published = pair.publish_api().await;
         assert!(published.verified, "{published:?}");
+        assert_eq!(call(API).await.as_deref(), Some("api"));
+        assert_eq!(api.admin.ready().await, Readiness::Live);
+    });
+}
+
+/// The files of `service` with two chains that match the same.
+fn broken(pair: &Pair) -> FileSet {
+    let mut broken = resources(&pair.api, &pair.mesh, &pair.root).unwrap();
+    let chains = broken.listeners[0]["filter_chains"].as_array_mut().unwrap();
+    let mut twin = chains[0].clone();
+    twin["name"] = "twin".into();
+    chains.push(twin);
+    FileSet::new(&broken, Some(&pair.api_credentials))
+}
+
+#[test]
+fn the_last_good_files_outlive_envoy_and_enmesh() {
+    in_namespace(|| async {
+        let pair = Pair::new();
+        app("127.0.0.1:8081", "api").await;
+        let (_web, api) = pair.start().await;
+        drop(api);
+        // Nobody can say no to this, until Envoy starts with it.
+        let published = pair.publisher.publish_files(&pair.api, &broken(&pair)).await.unwrap();
+        assert!(!published.verified);
+        let api = Sidecar::start(&pair.api, &pair.root).await;
+        assert_eq!(call(API).await, None, "Envoy is live, and has no listener");
+        let other = Publisher::new(pair.root.clone());
+        let fault = other.publish_files(&pair.api, &broken(&pair)).await.unwrap_err();
+        assert_eq!(fault.code, "ENM-E030");
         assert_eq!(call(API).await.as_deref(), Some("api"));
         assert_eq!(api.admin.ready().await, Readiness::Live);
     });
