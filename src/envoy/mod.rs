@@ -35,7 +35,7 @@ pub use bootstrap::bootstrap;
 pub use error::EnvoyError;
 pub use layout::Layout;
 pub use options::ProxyOptions;
-pub use program::{Programs, unit_spec};
+pub use program::{INOTIFY_INSTANCES, Programs, unit_spec};
 pub use publish::{Published, Publisher};
 pub use resources::{FileSet, Resources, resources, validate_document};
 pub use secrets::secrets;

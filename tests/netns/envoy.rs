@@ -23,7 +23,8 @@ use bed::{Ca, Call, Sidecar, app, call, envoy, in_namespace, ip_command, nft, tr
 use enmesh::base::{Root, exec};
 use enmesh::config::value::{Port, Span};
 use enmesh::envoy::{
-    Decisions, FileSet, Layout, Programs, Published, Publisher, Readiness, resources, validate_document,
+    Decisions, FileSet, INOTIFY_INSTANCES, Layout, Programs, Published, Publisher, Readiness, resources,
+    validate_document,
 };
 use enmesh::plan::{Credentials, MeshView, ServicePlan};
 use scenarios::{TRUST_DOMAIN, caller, known, mesh, name, scenarios as all, service, upstream};
@@ -508,8 +509,7 @@ fn a_large_mesh_is_taken_up_in_time() {
         assert!(pair.publish_web().await.verified);
         let all = started.elapsed();
         assert_eq!(web.counter("cluster_manager.active_clusters").await, 602);
-        // A user has 128 on most hosts, and all sidecars have one user.
-        assert_eq!(web.inotify_instances(), 4);
+        assert_eq!(web.inotify_instances(), INOTIFY_INSTANCES);
 
         pair.mesh.services.get_mut(&name("service-7")).unwrap().instances.clear();
         let started = Instant::now();
