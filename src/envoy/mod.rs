@@ -1,7 +1,7 @@
 //! Envoy: the bootstrap and the file-xDS resources that drive it, their publication with a look at
 //! what Envoy made of them, and the client of its admin socket.
 //!
-//! Rendering is pure: [`bootstrap`], [`resources`] and [`secrets`] turn one service of the plan and
+//! Rendering is pure: [`bootstrap()`], [`resources()`] and [`secrets()`] turn one service of the plan and
 //! the view of the mesh into JSON, byte for byte the same for the same input. [`Publisher`] writes
 //! that to the sidecar's folder:
 //!

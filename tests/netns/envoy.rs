@@ -14,9 +14,11 @@ mod bed;
 #[path = "../support/envoy_scenarios.rs"]
 mod scenarios;
 
+use std::cell::Cell;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::Path;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bed::{Ca, Call, Sidecar, app, call, envoy, in_namespace, ip_command, nft, tree};
@@ -391,6 +393,16 @@ fn traffic_follows_the_endpoints_at_once() {
         let _second = Sidecar::start(&second, &pair.root).await;
 
         let (mut open, _) = Call::open(API).await.unwrap();
+        // Somebody calls all the time; what fails is counted.
+        let calls = Rc::new(Cell::new((0, 0)));
+        let counted = calls.clone();
+        let caller = tokio::task::spawn_local(async move {
+            loop {
+                let failed = u32::from(call(API).await.is_none());
+                let (made, failures) = counted.get();
+                counted.set((made + 1, failures + failed));
+            }
+        });
         let mut took = Vec::new();
         for round in 0..20 {
             let (port, answer) = if round % 2 == 0 { (21002, "second") } else { (21001, "first") };
@@ -404,6 +416,9 @@ fn traffic_follows_the_endpoints_at_once() {
         }
         tokio::time::sleep(DRAIN + Duration::from_secs(1)).await;
         open.echoes().await.expect("a connection stays with the endpoint that it has");
+        caller.abort();
+        let (made, failures) = calls.get();
+        assert!(made > 20 && failures == 0, "{failures} of {made} calls failed");
         took.sort();
         eprintln!("an endpoint's change, written and verified: median {:?}, worst {:?}", took[10], took[19]);
     });
