@@ -66,7 +66,8 @@ mod tests {
 
     #[test]
     fn a_status_is_read_and_a_refusal_is_told() {
-        let good = answered_with("HTTP/1.0 200 OK\r\n\r\n{\"services\":{\"web\":{\"sidecar\":{\"pid\":7}}}}").unwrap();
+        let good = answered_with("HTTP/1.0 200 OK\r\n\r\n{\"services\":{\"web\":{\"sidecar\":{\"pid\":7}}}}")
+            .unwrap();
         assert_eq!(sidecar_pid(&good, "web"), Some(7));
         assert_eq!(sidecar_pid(&good, "api"), None);
         assert!(answered_with("HTTP/1.0 503 Busy\r\n\r\n").unwrap_err().contains("503"));

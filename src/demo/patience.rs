@@ -43,7 +43,9 @@ pub(super) fn heed_signals() -> Result<(), Fault> {
         .name("signals".to_owned())
         .spawn(watch)
         .map_err(|e| DemoError::system("start a thread", e))?;
-    readiness.recv().map_err(|_| DemoError::system("watch signals", std::io::Error::other("no runtime")).into())
+    readiness
+        .recv()
+        .map_err(|_| DemoError::system("watch signals", std::io::Error::other("no runtime")).into())
 }
 
 /// Looks again and again until `look` has something, for at most `limit`. What it says instead is
@@ -64,7 +66,9 @@ pub fn until<T>(
         match look() {
             Ok(value) => return Ok(value),
             Err(last) if started.elapsed() >= limit => {
-                return Err(DemoError::NotInTime { what: what.to_owned(), seconds: limit.as_secs(), last }.into());
+                return Err(
+                    DemoError::NotInTime { what: what.to_owned(), seconds: limit.as_secs(), last }.into()
+                );
             }
             Err(_) => thread::sleep(POLL),
         }

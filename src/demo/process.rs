@@ -17,7 +17,7 @@ use crate::netns::{self, Namespace};
 
 /// This program, whatever became of the file that it was started from. A child opens it as its own,
 /// so it needs no path that the child's user can walk.
-const OURSELVES: &str = "/proc/self/exe";
+pub const OURSELVES: &str = "/proc/self/exe";
 /// How often an end is looked for.
 const POLL: Duration = Duration::from_millis(2);
 
@@ -25,8 +25,8 @@ const POLL: Duration = Duration::from_millis(2);
 pub struct Spawn<'a> {
     /// Its network namespace.
     pub namespace: &'a Namespace,
-    /// The program; this one unless given.
-    pub program: Option<&'a Path>,
+    /// The program.
+    pub program: &'a Path,
     /// Its arguments.
     pub arguments: Vec<String>,
     /// Its user and group; the demo's own unless given.
@@ -159,11 +159,10 @@ pub(super) fn signal(pid: u32, signal: Signal) {
 }
 
 fn command(spawn: &Spawn<'_>, log: File) -> Result<Command, Fault> {
-    let program = spawn.program.unwrap_or(Path::new(OURSELVES));
     #[expect(clippy::disallowed_methods, reason = "the demo keeps its hosts' processes running by itself")]
-    let mut command = Command::new(program);
+    let mut command = Command::new(spawn.program);
     command.args(&spawn.arguments).env_clear().env("LC_ALL", "C").stdin(Stdio::null());
-    if spawn.program.is_none() {
+    if spawn.program == Path::new(OURSELVES) {
         command.arg0("enmesh");
     }
     // A group of its own: Ctrl-C is for the demo, which then stops its children in order.

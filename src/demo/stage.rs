@@ -2,7 +2,8 @@
 //! each. Whatever happens, it is taken down again, unless it is to be kept.
 
 use std::fs::{self, File, OpenOptions};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -45,6 +46,8 @@ const ENVOY_VARIABLE: &str = "ENMESH_ENVOY";
 pub struct Host {
     /// Its name, which is that of its service.
     pub name: &'static str,
+    /// The program that is enmesh here.
+    pub program: PathBuf,
     /// The user of its application.
     pub app_user: u32,
     /// Its address.
@@ -80,24 +83,26 @@ impl Drop for Curtain {
     fn drop(&mut self) {
         if !self.keep {
             let _ = sweep(&self.tag);
+            let _ = files::remove(&lock_file(&self.tag));
         }
     }
 }
 
 impl Stage {
-    /// Builds the stage for `tag`, after taking down what an earlier one has left.
+    /// Builds the stage for `tag` with `program` as enmesh ([`OURSELVES`](super::process::OURSELVES),
+    /// unless in a test), after taking down what an earlier one has left.
     ///
     /// # Errors
     /// `ENM-T001` not root, `ENM-T002` no `nft`, `ENM-T007` there is one already; what making
     /// namespaces, links and files says otherwise. Nothing is left then.
-    pub fn build(tag: &str) -> Result<Stage, Fault> {
+    pub fn build(tag: &str, program: &Path) -> Result<Stage, Fault> {
         requirements()?;
         let curtain = Curtain { tag: tag.to_owned(), keep: false, _lock: lock(tag)? };
         sweep(tag)?;
         let folder = folder_of(tag);
         files::folder(&folder, Access::mode(0o755))?;
-        let web = Host::make(tag, "web", 10_001, 1)?;
-        let api = Host::make(tag, "api", 10_002, 2)?;
+        let web = Host::make(tag, program, "web", 10_001, 1)?;
+        let api = Host::make(tag, program, "api", 10_002, 2)?;
         netns::veth_pair((&web.namespace, INTERFACE), (&api.namespace, INTERFACE))?;
         for host in [&web, &api] {
             host.wire_up()?;
@@ -154,7 +159,7 @@ impl Host {
         let arguments = ["run", "--root"].map(str::to_owned).into_iter();
         Process::start(&Spawn {
             namespace: &self.namespace,
-            program: None,
+            program: &self.program,
             arguments: arguments.chain([self.root().path().display().to_string()]).collect(),
             user: None,
             mounts: vec![(envoy.to_owned(), self.envoy())],
@@ -173,7 +178,7 @@ impl Host {
         let arguments = ["demo-app"].iter().chain(arguments).map(|&argument| argument.to_owned());
         Process::start(&Spawn {
             namespace: &self.namespace,
-            program: None,
+            program: &self.program,
             arguments: arguments.collect(),
             user: Some(self.app_user),
             mounts: self.resolver_mounts()?,
@@ -187,12 +192,13 @@ impl Host {
         self.folder.join("envoy")
     }
 
-    fn make(tag: &str, name: &'static str, app_user: u32, number: u8) -> Result<Host, Fault> {
+    fn make(tag: &str, program: &Path, name: &'static str, app_user: u32, number: u8) -> Result<Host, Fault> {
         let namespace_name = format!("{tag}-{name}");
         let namespace = Namespace::create(&namespace_name)?;
         let folder = folder_of(tag).join(name);
         let address = Ipv4Addr::new(10, 99, 0, number);
-        let host = Host { name, app_user, address, namespace_name, namespace, folder };
+        let program = program.to_owned();
+        let host = Host { name, program, app_user, address, namespace_name, namespace, folder };
         files::folder(&host.folder, Access::mode(0o755))?;
         files::folder(host.root().path(), Access::mode(0o755))?;
         // What mounts are put over has to be there.
@@ -225,7 +231,11 @@ impl Host {
         Ok(())
     }
 
-    fn resolver_mounts(&self) -> Result<Vec<(PathBuf, PathBuf)>, Fault> {
+    /// What an application on this host sees in the place of the machine's resolver configuration.
+    ///
+    /// # Errors
+    /// `ENM-T010` that of the machine cannot be put aside.
+    pub fn resolver_mounts(&self) -> Result<Vec<(PathBuf, PathBuf)>, Fault> {
         let mut mounts = Vec::new();
         for name in ["resolv.conf", "nsswitch.conf"] {
             let target = Path::new("/etc").join(name);
@@ -255,7 +265,9 @@ pub fn clean(tag: &str) -> Result<bool, Fault> {
         return Err(DemoError::Privilege.into());
     }
     let _lock = lock(tag)?;
-    sweep(tag)
+    let any = sweep(tag)?;
+    files::remove(&lock_file(tag))?;
+    Ok(any)
 }
 
 /// Where Envoy is: where the variable `ENMESH_ENVOY` says, in the system's folders, or in the folder
@@ -290,15 +302,22 @@ fn folder_of(tag: &str) -> PathBuf {
     Path::new("/run").join(tag)
 }
 
+fn lock_file(tag: &str) -> PathBuf {
+    Path::new("/run").join(format!("{tag}.lock"))
+}
+
 fn lock(tag: &str) -> Result<Flock<File>, Fault> {
-    let path = Path::new("/run").join(format!("{tag}.lock"));
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path)
-        .map_err(|e| DemoError::system(format!("open {}", path.display()), e))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| DemoError::Busy.into())
+    let path = lock_file(tag);
+    let failed = |e| DemoError::system(format!("lock {}", path.display()), e);
+    loop {
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| DemoError::Busy)?;
+        // Whoever held it before has removed the file when it was done; then this lock is on nothing.
+        let locked = lock.metadata().map_err(failed)?.ino();
+        if fs::metadata(&path).is_ok_and(|meta| meta.ino() == locked) {
+            return Ok(lock);
+        }
+    }
 }
 
 fn sweep(tag: &str) -> Result<bool, Fault> {
@@ -358,15 +377,12 @@ fn network(address: IpAddr, length: u8) -> Result<IpNet, Fault> {
         .map_err(|e| DemoError::Nonsense { who: "the demo".to_owned(), what: e.to_string() }.into())
 }
 
-/// Waits until the service on `host` listens, from inside its namespace.
+/// Waits until somebody on `host` listens at `address`, as seen from there.
 ///
 /// # Errors
 /// `ENM-T005` it does not.
-pub fn await_listener(host: &Host, port: u16) -> Result<(), Fault> {
-    let what = format!("a listener on port {port} of {}", host.name);
-    host.namespace.run(|| {
-        until(&what, GRACE, || {
-            std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).map(drop).map_err(|e| e.to_string())
-        })
-    })?
+pub fn await_listener(host: &Host, address: SocketAddr) -> Result<(), Fault> {
+    let what = format!("a listener at {address} on {}", host.name);
+    let connect = || TcpStream::connect(address).map(drop).map_err(|e| e.to_string());
+    host.namespace.run(|| until(&what, GRACE, connect))?
 }
