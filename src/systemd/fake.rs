@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use tokio::net::UnixStream as Stream;
 use zbus::connection::Builder;
 use zbus::object_server::{ObjectServer, SignalEmitter};
 use zbus::{Connection, Guid, ObjectPath, OwnedObjectPath, Variant, fdo, interface};
@@ -49,8 +48,14 @@ impl FakeUnit {
     }
 
     /// Ended with exit status 1, waiting for its next try.
-    pub(super) const ENDED: FakeUnit =
-        FakeUnit { active: "activating", sub: "auto-restart", result: "exit-code", code: 1, status: 1, ..FakeUnit::DEAD };
+    pub(super) const ENDED: FakeUnit = FakeUnit {
+        active: "activating",
+        sub: "auto-restart",
+        result: "exit-code",
+        code: 1,
+        status: 1,
+        ..FakeUnit::DEAD
+    };
 }
 
 /// What the next job does.
@@ -96,16 +101,12 @@ impl FakeSystemd {
     pub(super) async fn start() -> (FakeSystemd, Connection) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut fake = FakeSystemd { state: Arc::default(), connection: None };
-        let stream = |stream: UnixStream| {
-            stream.set_nonblocking(true).unwrap();
-            Stream::from_std(stream).unwrap().into_std().unwrap()
-        };
-        let server = Builder::unix_stream(stream(ours))
+        let server = Builder::unix_stream(ours)
             .server(Guid::generate())
             .p2p()
             .serve_at("/org/freedesktop/systemd1", FakeManager(fake.clone()))
             .build();
-        let client = Builder::unix_stream(stream(theirs)).p2p().build();
+        let client = Builder::unix_stream(theirs).p2p().build();
         let (server, client) = tokio::try_join!(server, client).unwrap();
         fake.connection = Some(server);
         (fake, client)
@@ -145,7 +146,13 @@ impl FakeSystemd {
         state.refusal.clone().map_or(Ok(()), Err)
     }
 
-    async fn job(&self, call: &str, name: &str, mode: &str, emitter: &SignalEmitter<'_>) -> fdo::Result<OwnedObjectPath> {
+    async fn job(
+        &self,
+        call: &str,
+        name: &str,
+        mode: &str,
+        emitter: &SignalEmitter<'_>,
+    ) -> fdo::Result<OwnedObjectPath> {
         self.note(format!("{call} {name} {mode}"))?;
         let (job, number) = {
             let mut state = self.state();
@@ -219,11 +226,17 @@ impl FakeManager {
         self.0.note("Reload".to_owned())
     }
 
-    fn enable_unit_files(&self, files: Vec<String>, runtime: bool, force: bool) -> fdo::Result<(bool, Vec<FileChange>)> {
+    fn enable_unit_files(
+        &self,
+        files: Vec<String>,
+        runtime: bool,
+        force: bool,
+    ) -> fdo::Result<(bool, Vec<FileChange>)> {
         self.0.note(format!("EnableUnitFiles {} {runtime} {force}", files.join(" ")))?;
         let mut state = self.0.state();
         let fresh: Vec<String> = files.into_iter().filter(|file| !state.enabled.contains(file)).collect();
-        let change = |file: &String| ("symlink".to_owned(), format!("/etc/{file}"), "/lib/envoy@.service".to_owned());
+        let change =
+            |file: &String| ("symlink".to_owned(), format!("/etc/{file}"), "/lib/envoy@.service".to_owned());
         let changes = fresh.iter().map(change).collect();
         state.enabled.extend(fresh);
         Ok((true, changes))
@@ -299,7 +312,11 @@ impl FakeManager {
         units.map(line).collect()
     }
 
-    fn list_unit_files_by_patterns(&self, _states: Vec<String>, _patterns: Vec<String>) -> Vec<(String, String)> {
+    fn list_unit_files_by_patterns(
+        &self,
+        _states: Vec<String>,
+        _patterns: Vec<String>,
+    ) -> Vec<(String, String)> {
         let state = self.0.state();
         let file = |name: &str, state: &str| (format!("/usr/lib/systemd/system/{name}"), state.to_owned());
         let enabled = state.enabled.iter().map(|name| file(name, "enabled"));
