@@ -13,6 +13,7 @@ pub mod resolved;
 mod watch;
 
 #[cfg(test)]
+#[allow(clippy::disallowed_types, reason = "what `zbus::interface` generates has hash maps in it")]
 mod fake;
 #[cfg(test)]
 mod tests;
