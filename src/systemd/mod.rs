@@ -14,6 +14,7 @@ pub mod scope;
 mod watch;
 
 #[cfg(test)]
+#[allow(clippy::disallowed_types, reason = "what `zbus::interface` generates has hash maps in it")]
 mod fake;
 #[cfg(test)]
 mod tests;

@@ -205,6 +205,25 @@ fn faults_have_codes() {
 
 #[test]
 #[ignore = "runs inside a machine"]
+fn a_sidecar_is_left_running() {
+    run(async { connect().await.start(&sidecar("my-api")).await.unwrap() });
+}
+
+#[test]
+#[ignore = "runs inside a machine"]
+fn an_enabled_sidecar_was_skipped_and_can_be_started() {
+    run(async {
+        let units = connect().await;
+        assert!(enabled("my-api"));
+        assert_eq!(units.list().await.unwrap(), ["my-api"]);
+        assert_eq!(units.status("my-api").await.unwrap().state, UnitState::Inactive);
+        units.start(&sidecar("my-api")).await.unwrap();
+        assert_eq!(units.status("my-api").await.unwrap().state, UnitState::Active);
+    });
+}
+
+#[test]
+#[ignore = "runs inside a machine"]
 fn events_survive_a_restart_of_the_bus() {
     run(async {
         let units = connect().await;
