@@ -107,8 +107,10 @@ test-netns: tools-netns can-be-root ## level: the real kernel and the real Envoy
 	CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT)' \
 	    scripts/level netns 900 $(TEST) --features netns-tests $$tests -- --test-threads=$(TEST_THREADS)
 
+# What is ignored there runs inside the booted containers, started by the tests outside.
 test-host: tools-host can-be-root build ## level: real systemd in booted containers; root
-	@tests=$$(scripts/tests-with host-tests); \
+	@export LEVEL_RUNS_IGNORED=1; \
+	tests=$$(scripts/tests-with host-tests); \
 	CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT)' \
 	    scripts/level host 900 $(TEST) --features host-tests $$tests -- --test-threads=1
 
@@ -125,5 +127,6 @@ deny: rust ## licences, bans, sources and advisories of all crates (installs car
 	cargo deny --locked check advisories
 
 .PHONY: clean
-clean: ## remove target/, the fetched tools too
+clean: ## remove target/, the fetched tools and the tests' containers too
+	@if [ -d target/host-root ]; then $(SUDO) rm -rf target/host-root; fi
 	cargo clean

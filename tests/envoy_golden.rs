@@ -1,6 +1,14 @@
 //! What is rendered for Envoy, byte for byte, against files that people can read.
 //! `ENMESH_BLESS=1 cargo test --test envoy_golden` writes them anew; look at the difference.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "a test fails by panicking, also in its helpers"
+)]
+
 #[path = "support/envoy_scenarios.rs"]
 mod scenarios;
 
@@ -93,18 +101,30 @@ fn listeners_stay_when_endpoints_move_and_certificates_rotate() {
     assert_eq!(changed, ["secrets/connect-leaf.json"]);
 }
 
+/// The chain that the outbound listener's matcher leads `address` and `port` to.
+fn chain_for(listener: &Value, address: &str, port: u16) -> Option<String> {
+    let matches =
+        |matcher: &Value, text: &str| matcher["matcher_tree"]["exact_match_map"]["map"][text].clone();
+    let on_match = matches(&listener["filter_chain_matcher"], address);
+    let by_port = matches(&on_match["matcher"], &port.to_string());
+    let action = if on_match["action"].is_null() { by_port } else { on_match };
+    action["action"]["typed_config"]["value"].as_str().map(str::to_owned)
+}
+
 #[test]
-fn no_two_chains_of_a_listener_match_the_same() {
+fn chains_have_unique_names_and_every_match_has_its_chain() {
     for (scenario, (service, mesh)) in all() {
         for listener in resources(&service, &mesh, &Root::default()).unwrap().listeners {
-            let mut matches = BTreeSet::new();
-            let mut names = BTreeSet::new();
-            for chain in listener["filter_chains"].as_array().unwrap() {
-                assert!(names.insert(chain["name"].to_string()), "{scenario}: {}", chain["name"]);
-                let port = chain.pointer("/filter_chain_match/destination_port");
-                let ranges = chain.pointer("/filter_chain_match/prefix_ranges").and_then(Value::as_array);
-                for range in ranges.into_iter().flatten() {
-                    assert!(matches.insert(format!("{range} {port:?}")), "{scenario}: {range} {port:?}");
+            let chains = listener["filter_chains"].as_array().unwrap();
+            let names: BTreeSet<&str> = chains.iter().map(|chain| chain["name"].as_str().unwrap()).collect();
+            assert_eq!(names.len(), chains.len(), "{scenario}");
+            if !listener["name"].as_str().unwrap().starts_with("outbound") {
+                continue;
+            }
+            for (name, known) in &mesh.services {
+                for ip in &known.virtual_ips {
+                    let chain = chain_for(&listener, &ip.to_string(), 8080).unwrap();
+                    assert!(names.contains(chain.as_str()), "{scenario}: {name} {ip}");
                 }
             }
         }
@@ -115,9 +135,13 @@ fn no_two_chains_of_a_listener_match_the_same() {
 fn a_contested_address_belongs_to_the_first_in_name_order() {
     let (service, mesh) = &all()["contested-addresses"];
     let rendered = resources(service, mesh, &Root::default()).unwrap();
-    let chains = rendered.listeners[0]["filter_chains"].as_array().unwrap();
-    let names: Vec<&str> = chains.iter().map(|chain| chain["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["a", "b", "web", "a/10.0.0.2/80", "c/10.0.0.2/81"], "c has no virtual IP left");
+    let chain = |address: &str, port| chain_for(&rendered.listeners[0], address, port);
+    assert_eq!(chain("240.0.0.4", 80).as_deref(), Some("a"));
+    assert_eq!(chain("240.0.0.5", 80).as_deref(), Some("b"));
+    assert_eq!(chain("10.0.0.2", 80).as_deref(), Some("a/21000"));
+    assert_eq!(chain("10.0.0.2", 81).as_deref(), Some("c/21002"));
+    assert_eq!(chain("10.0.0.2", 22), None, "only the app's port is the mesh's");
+    assert_eq!(chain("10.0.0.1", 80), None, "the host's own address");
 }
 
 #[test]

@@ -1,7 +1,17 @@
 //! Setting up the redirection of one service: from nothing, and over what is there. The two differ:
 //! a commit that only adds is quick, one that deletes anything waits for the kernel.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
+
+use enmesh::base::Fault;
+use enmesh::config::value::ServiceId;
+use enmesh::config::{Ipv6Policy, OnProxyFailure};
+use enmesh::plan::{
+    Bypasses, Generation, InboundCapture, InboundPorts, OutboundCapture, RedirectPolicy, Who,
+};
+use enmesh::redirect::{Desired, Firewall, Nftables};
+use ipnet::IpNet;
 
 use crate::Answer;
 use crate::stats::{self, Way};
@@ -58,11 +68,59 @@ fn table_by_hand() -> String {
     )
 }
 
+/// The same policy as enmesh's own driver gets it.
+fn desired() -> Result<Desired, Box<dyn Error>> {
+    let example = &today::EXAMPLE;
+    let id: ServiceId = "api".parse().map_err(|_| "an id")?;
+    let proxy_uids = BTreeSet::from([example.proxy_uid]);
+    let ports =
+        |ports: &[u16]| ports.iter().map(|port| port.to_string().parse()).collect::<Result<Vec<_>, _>>();
+    let networks: Result<Vec<IpNet>, _> = example.networks.iter().map(|net| net.parse()).collect();
+    let outbound = OutboundCapture {
+        who: Who::Everyone,
+        port: example.outbound,
+        ipv6: Ipv6Policy::Redirect,
+        on_failure: OnProxyFailure::Closed,
+        bypass: Bypasses { ports: ports(&example.outbound_skip).map_err(|_| "ports")?, cidrs: networks? },
+    };
+    let inbound = InboundCapture {
+        ports: InboundPorts::One(example.service),
+        to: example.inbound,
+        ipv6: Ipv6Policy::Redirect,
+        on_failure: OnProxyFailure::Closed,
+        bypass_ports: ports(&example.inbound_skip).map_err(|_| "ports")?,
+        bypass_interfaces: BTreeSet::new(),
+    };
+    let policy = RedirectPolicy {
+        generation: Generation { number: 1, hash: "000000000000".to_owned() },
+        bypass_uids: proxy_uids.iter().chain(&example.other_uids).copied().collect(),
+        proxy_uids,
+        bypass_cidrs: BTreeSet::from(["127.0.0.0/8".parse()?, "::1/128".parse()?]),
+        virtual_nets: BTreeSet::from(["240.0.0.0/4".parse()?]),
+        mesh_instances: BTreeSet::new(),
+        outbound: BTreeMap::from([(id.clone(), outbound)]),
+        inbound: BTreeMap::from([(id.clone(), inbound)]),
+        dns: None,
+        virtual_route: None,
+    };
+    Ok(Desired { policy, live: BTreeSet::from([id]) })
+}
+
+fn ok(result: Result<(), Fault>) -> Result<(), Box<dyn Error>> {
+    result.map_err(|fault| fault.to_string().into())
+}
+
 /// Times from an empty namespace to rules in force.
 pub fn from_nothing() -> Answer {
     let calls = today::iptables_calls();
     let by_hand = table_by_hand();
+    let (driver, desired) = (Nftables::new(), desired()?);
     let mut ways = [
+        Way {
+            name: "enmesh: set, read back, compared".to_owned(),
+            before: Box::new(|| ok(driver.remove())),
+            deed: Box::new(|| ok(driver.apply(&desired))),
+        },
         Way {
             name: "nft -f, table written by hand".to_owned(),
             before: Box::new(|| program::run("nft", &["-f", "-"], REMOVE)),
@@ -95,7 +153,13 @@ pub fn again() -> Answer {
     let set_up = calls.clone();
     let mut over = today::iptables_undo_calls();
     over.append(&mut calls);
+    let (driver, desired) = (Nftables::new(), desired()?);
     let mut ways = [
+        Way {
+            name: "enmesh: set, read back, compared".to_owned(),
+            before: Box::new(|| Ok(())),
+            deed: Box::new(|| ok(driver.apply(&desired))),
+        },
         Way {
             name: "nft -f, table written by hand".to_owned(),
             before: Box::new(|| Ok(())),

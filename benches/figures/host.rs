@@ -22,7 +22,7 @@ use crate::size;
 const ENVOY_UID: u32 = 60_995;
 
 /// The first service's own user.
-const FIRST_UID: u32 = 61_000;
+pub const FIRST_UID: u32 = 61_000;
 
 /// How often somebody who waits looks.
 const LOOK: Duration = Duration::from_millis(2);

@@ -12,6 +12,7 @@
 mod apply;
 mod daemon;
 mod host;
+mod planning;
 mod program;
 mod size;
 mod space;
@@ -31,9 +32,10 @@ type Answer = Result<Table, Box<dyn Error>>;
 type Figure = (&'static str, fn() -> Answer);
 
 /// The figures, in the order they are printed.
-const FIGURES: [Figure; 5] = [
+const FIGURES: [Figure; 6] = [
     ("apply", apply::from_nothing),
     ("apply-again", apply::again),
+    ("plan", planning::measure),
     ("live", daemon::file_to_live),
     ("rest", daemon::at_rest),
     ("size", size::measure),

@@ -4,11 +4,12 @@
 //! enum becomes a [`Fault`], which keeps the code, the sentence and the hint. The code is the same
 //! in logs, in `status --json` and in the documentation.
 
-use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// What kind of failure this is; decides the exit status (the numbers are those of `sysexits.h`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -83,11 +84,15 @@ pub trait Explain: std::error::Error {
     }
 }
 
+/// A stable code, such as `ENM-R012`.
+pub type Code = &'static str;
+
 /// An error at the seam between rooms: everything a person or a program needs, nothing of its type.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fault {
     /// The stable code.
-    pub code: Cow<'static, str>,
+    #[serde(deserialize_with = "interned")]
+    pub code: Code,
     /// What happened.
     pub message: String,
     /// What to do.
@@ -123,7 +128,7 @@ impl fmt::Display for Fault {
 impl<E: Explain> From<E> for Fault {
     fn from(error: E) -> Self {
         Fault {
-            code: Cow::Borrowed(error.code()),
+            code: error.code(),
             message: sentence(&error),
             hint: error.hint(),
             class: error.class(),
@@ -131,6 +136,19 @@ impl<E: Explain> From<E> for Fault {
             service: None,
         }
     }
+}
+
+/// A code that came over the control socket. Each is kept once, for ever: there are a few hundred.
+fn interned<'de, D: Deserializer<'de>>(deserializer: D) -> Result<&'static str, D::Error> {
+    static KNOWN: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+    let code = String::deserialize(deserializer)?;
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = known.get(code.as_str()) {
+        return Ok(known);
+    }
+    let code: &'static str = code.leak();
+    known.insert(code);
+    Ok(code)
 }
 
 /// The error's sentence with those of its causes, unless they were said already.

@@ -35,7 +35,7 @@ pub fn start(json: bool) {
 /// Logs a fault with its fields: `ENMESH_CODE=`, `ENMESH_SERVICE=`, `ENMESH_HINT=`.
 pub fn fault(fault: &Fault) {
     let service = fault.service.as_deref().unwrap_or("-");
-    let (code, hint) = (&*fault.code, fault.hint.as_str());
+    let (code, hint) = (fault.code, fault.hint.as_str());
     if fault.class == Class::Config {
         tracing::warn!(code, service, hint, "{fault}");
     } else {

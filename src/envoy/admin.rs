@@ -306,21 +306,25 @@ fn escaped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::rc::Rc;
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::UnixListener;
 
     use super::*;
 
     /// Somebody on the socket who answers every connection with `answer` and then keeps it open.
-    fn impostor(folder: &Path, answer: &'static [u8]) -> Admin {
+    fn impostor(folder: &Path, answer: impl Into<Vec<u8>>) -> Admin {
+        let answer: Rc<[u8]> = answer.into().into();
         let socket = folder.join("s");
         let listener = UnixListener::bind(&socket).unwrap();
         tokio::task::spawn_local(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
+                let answer = answer.clone();
                 tokio::task::spawn_local(async move {
                     let mut request = [0; 1024];
                     let _ = stream.read(&mut request).await;
-                    let _ = stream.write_all(answer).await;
+                    let _ = stream.write_all(&answer).await;
                     std::future::pending::<()>().await;
                 });
             }
@@ -360,7 +364,8 @@ mod tests {
     fn answers_are_bounded_and_must_be_good() {
         run(async || {
             let dir = tempfile::tempdir().unwrap();
-            let huge = impostor(dir.path(), b"HTTP/1.1 200 OK\r\ncontent-length: 99999999999\r\n\r\nx");
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", BODY_LIMIT + 1);
+            let huge = impostor(dir.path(), [head.into_bytes(), vec![b'x'; BODY_LIMIT + 1]].concat());
             assert_eq!(huge.stats("x").await.unwrap_err().code, "ENM-E020");
 
             let dir = tempfile::tempdir().unwrap();
@@ -379,7 +384,7 @@ mod tests {
             assert_eq!(impostor(dir.path(), draining).ready().await, Readiness::Draining);
 
             let dir = tempfile::tempdir().unwrap();
-            let text = b"HTTP/1.1 200 OK\r\ncontent-length: 40\r\n\r\na.b: 3\na.version_text: \"v1\"\nc: P0(1,1)  \n";
+            let text = b"HTTP/1.1 200 OK\r\ncontent-length: 41\r\n\r\na.b: 3\na.version_text: \"v1\"\nc: P0(1,1)  \n";
             let admin = impostor(dir.path(), text);
             assert_eq!(admin.stats("x").await.unwrap(), BTreeMap::from([("a.b".to_owned(), 3)]));
             assert_eq!(admin.raw_stats("x").await.unwrap()["a.version_text"], "v1");

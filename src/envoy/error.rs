@@ -54,8 +54,8 @@ pub enum EnvoyError {
     /// The mesh's trust domain is not known.
     #[error("the trust domain of the mesh is not known yet")]
     NoTrustDomain,
-    /// The admin socket does not answer.
-    #[error("Envoy does not answer on {}", socket.display())]
+    /// The admin socket does not answer, or not in HTTP, or without end.
+    #[error("Envoy cannot be asked on {}", socket.display())]
     Unreachable {
         /// The socket.
         socket: PathBuf,

@@ -5,12 +5,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde_json::{Value, json};
 
-use super::clusters::{self, LOCAL_APP, ORIGINAL_DESTINATION};
+use super::clusters::{LOCAL_APP, ORIGINAL_DESTINATION};
+use super::destinations::{Destinations, upstream_stats};
 use super::layout::Layout;
 use super::options::ProxyOptions;
 use super::secrets::downstream_tls;
-use super::typed::{address, any, extension, host_range, tcp_proxy};
-use crate::plan::{Caller, ExplicitUpstream, Instance, MeshView, ServicePlan};
+use super::typed::{address, any, extension, tcp_proxy};
+use crate::plan::{Caller, ExplicitUpstream, MeshView, ServicePlan};
 
 const LISTENER: &str = "envoy.config.listener.v3.Listener";
 const LOOPBACK_V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -38,8 +39,7 @@ pub fn listeners(
 
 /// Where the kernel redirects the captured users' connections to.
 fn outbound(service: &ServicePlan, mesh: &MeshView, port: u16) -> Value {
-    let mut chains = virtual_ip_chains(mesh);
-    chains.extend(direct_chains(service, mesh));
+    let destinations = Destinations::of(service, mesh);
     let mut listener = json!({
         "name": format!("outbound_listener:127.0.0.1:{port}"),
         "stat_prefix": "outbound_listener",
@@ -50,61 +50,18 @@ fn outbound(service: &ServicePlan, mesh: &MeshView, port: u16) -> Value {
             "envoy.extensions.filters.listener.original_dst.v3.OriginalDst",
             json!({}),
         )],
-        "filter_chains": chains,
+        "filter_chains": destinations.chains(mesh),
         // A name that no service can have: names of chains are unique in a listener.
         "default_filter_chain": {
             "name": "default/original-destination",
             "filters": [tcp_proxy("upstream.original-destination", ORIGINAL_DESTINATION)],
         },
     });
+    if let (Some(fields), Some(matcher)) = (listener.as_object_mut(), destinations.matcher()) {
+        fields.insert("filter_chain_matcher".to_owned(), matcher);
+    }
     also_listen_on(&mut listener, service.sidecar.ipv6, LOOPBACK_V6, port);
     any(LISTENER, listener)
-}
-
-/// One chain a service, matching all its virtual IPs. An address that two services claim belongs
-/// to the first in the order of names, for Envoy refuses a listener with two equal matches.
-fn virtual_ip_chains(mesh: &MeshView) -> Vec<Value> {
-    let mut taken = BTreeSet::new();
-    mesh.services
-        .iter()
-        .filter_map(|(name, known)| {
-            let ranges: Vec<Value> =
-                known.virtual_ips.iter().filter(|ip| taken.insert(**ip)).map(|ip| host_range(*ip)).collect();
-            (!ranges.is_empty()).then(|| {
-                json!({
-                    "name": name.as_str(),
-                    "filter_chain_match": {"prefix_ranges": ranges},
-                    "filters": [tcp_proxy(&upstream_stats(name.as_str(), mesh), &mesh.sni(name))],
-                })
-            })
-        })
-        .collect()
-}
-
-/// One chain an instance that can be dialled by its own address and the app's port. One each, so
-/// that an instance's coming or going drains no other's connections.
-fn direct_chains(service: &ServicePlan, mesh: &MeshView) -> Vec<Value> {
-    let mut taken = BTreeSet::new();
-    let mut chains = Vec::new();
-    for (name, known) in &mesh.services {
-        for (instance, app_port) in clusters::direct_instances(service, known) {
-            let Instance { address, port, .. } = *instance;
-            if !taken.insert((address, app_port)) {
-                continue;
-            }
-            chains.push(json!({
-                "name": format!("{name}/{address}/{app_port}"),
-                "filter_chain_match": {"destination_port": app_port, "prefix_ranges": [host_range(address)]},
-                "filters": [tcp_proxy(&upstream_stats(name.as_str(), mesh), &clusters::direct_name(&mesh.sni(name), port))],
-            }));
-        }
-    }
-    chains
-}
-
-/// Consul's prefix for the metrics of an upstream.
-fn upstream_stats(name: &str, mesh: &MeshView) -> String {
-    format!("upstream.{name}.default.{}", mesh.datacenter)
 }
 
 /// Where other sidecars connect to.
@@ -134,6 +91,8 @@ fn public(
         "address": address(bind, port),
         "filter_chains": [{
             "name": "public_listener",
+            // Who connects and never shakes hands holds a connection to the app meanwhile.
+            "transport_socket_connect_timeout": "10s",
             "transport_socket": downstream_tls(layout, &callers),
             "filters": filters,
         }],
@@ -229,7 +188,7 @@ fn explicit(upstream: &ExplicitUpstream, mesh: &MeshView) -> Value {
             "address": address(LOOPBACK_V4, *port),
             "filter_chains": [{
                 "name": service.as_str(),
-                "filters": [tcp_proxy(&upstream_stats(service.as_str(), mesh), &mesh.sni(service))],
+                "filters": [tcp_proxy(&upstream_stats(service, mesh), &mesh.sni(service))],
             }],
         }),
     )

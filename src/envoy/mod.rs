@@ -17,6 +17,7 @@
 mod admin;
 mod bootstrap;
 mod clusters;
+mod destinations;
 mod error;
 mod layout;
 mod listeners;

@@ -35,11 +35,6 @@ pub fn file_source(layout: &Layout, relative: &str) -> Value {
     })
 }
 
-/// A filter chain's only match on an address: the one address.
-pub fn host_range(ip: IpAddr) -> Value {
-    json!({"address_prefix": ip.to_string(), "prefix_len": if ip.is_ipv4() { 32 } else { 128 }})
-}
-
 /// Forwards a connection to `cluster`.
 pub fn tcp_proxy(stat_prefix: &str, cluster: &str) -> Value {
     extension(

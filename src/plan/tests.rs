@@ -41,7 +41,7 @@ fn config(services: Vec<ServiceConfig>) -> Config {
 }
 
 fn codes(faults: &[Fault]) -> Vec<&str> {
-    faults.iter().map(|fault| &*fault.code).collect()
+    faults.iter().map(|fault| fault.code).collect()
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn each_kind_of_bad_service_is_refused_alone() {
     let mut services = vec![service("api", Some(8080), "user:app")];
     services.extend(broken);
     let plan = plan(&config(services), &facts());
-    let said: Vec<_> = plan.errors.iter().map(|f| (f.service.as_deref().unwrap(), &*f.code)).collect();
+    let said: Vec<_> = plan.errors.iter().map(|f| (f.service.as_deref().unwrap(), f.code)).collect();
     assert_eq!(
         said,
         [

@@ -1,6 +1,14 @@
 //! Real Envoys, driven by the files that enmesh writes, each test in a network namespace of its own.
 //! `cargo test --features netns-tests --test netns_envoy`; needs root, `ip`, `nft` and Envoy.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "a test fails by panicking, also in its helpers"
+)]
+
 #[path = "../support/envoy_bed.rs"]
 mod bed;
 #[path = "../support/envoy_scenarios.rs"]
@@ -19,6 +27,8 @@ use enmesh::envoy::{
 use enmesh::plan::{Credentials, MeshView, ServicePlan};
 use scenarios::{TRUST_DOMAIN, caller, known, mesh, name, scenarios as all, service, upstream};
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 /// `web` calls `api`, both on one loopback: what every test of traffic starts from.
 struct Pair {
@@ -154,7 +164,11 @@ fn a_call_goes_over_mutual_tls_and_its_caller_is_seen() {
         assert_eq!(api.counter("connect_authz.rbac.allowed").await, 1);
         assert_eq!(api.counter("listener.public_listener.ssl.handshake").await, 1);
         // Nobody gets through without a certificate.
-        assert_eq!(call("127.0.0.1:21001").await, None);
+        let mut stranger = TcpStream::connect("127.0.0.1:21001").await.unwrap();
+        stranger.write_all(b"let me in\n").await.unwrap();
+        let mut heard = Vec::new();
+        let _ = stranger.read_to_end(&mut heard).await;
+        assert!(!heard.windows(3).any(|bytes| bytes == b"api"), "{heard:?}");
 
         let caller = pair.web.identity.to_string();
         assert_eq!(logged(&api, &caller).await["caller"], caller);
@@ -188,14 +202,16 @@ fn redirected_connections_find_their_service() {
         // What a captured user dials on the instance itself would be served here in the clear.
         app("127.0.0.1:8081", "api").await;
         app("10.99.0.1:7000", "outside the mesh").await;
+        app("10.99.0.2:7000", "not the app's port").await;
         let (web, api) = pair.start().await;
-        assert_eq!(call("240.0.0.5:80").await.as_deref(), Some("api"), "virtual IP");
+        assert_eq!(call("240.0.0.5:8080").await.as_deref(), Some("api"), "virtual IP");
         assert_eq!(call("[fd00:240::5]:80").await.as_deref(), Some("api"), "virtual IP, IPv6");
         assert_eq!(api.counter("connect_authz.rbac.allowed").await, 2);
         assert_eq!(call("10.99.0.2:8080").await.as_deref(), Some("api"), "instance, dialled directly");
         assert_eq!(api.counter("connect_authz.rbac.allowed").await, 3, "over mutual TLS, too");
         assert_eq!(call("10.99.0.1:7000").await.as_deref(), Some("outside the mesh"));
-        assert_eq!(web.counter("cluster.original-destination.upstream_cx_total").await, 1);
+        assert_eq!(call("10.99.0.2:7000").await.as_deref(), Some("not the app's port"));
+        assert_eq!(web.counter("cluster.original-destination.upstream_cx_total").await, 2);
 
         let prometheus = web.admin.stats("upstream_cx_total").await.unwrap();
         assert!(
@@ -402,7 +418,7 @@ fn draining_ends_inbound_and_spares_outbound() {
         assert_eq!(api.admin.ready().await, Readiness::Draining);
         open.echoes().await.expect("open connections get their time");
         web.admin.drain_inbound().await.unwrap();
-        assert!(tokio::net::TcpStream::connect(API).await.is_ok(), "outbound listeners stay");
+        assert!(TcpStream::connect(API).await.is_ok(), "outbound listeners stay");
         api.admin.quit().await.unwrap();
         let deadline = Instant::now() + bed::LIMIT;
         while api.admin.ready().await != Readiness::Refused {

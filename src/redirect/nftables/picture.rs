@@ -64,10 +64,17 @@ impl Picture {
 
     fn of_objects<'a>(objects: impl Iterator<Item = &'a Json>) -> Self {
         let mut picture = Picture::default();
+        let mut elements: BTreeMap<String, Vec<&Json>> = BTreeMap::new();
         for (kind, object) in objects.filter_map(Json::as_object).flatten() {
             match kind.as_str() {
                 "metainfo" | "table" => {}
-                "set" | "map" => picture.add_set(object),
+                "set" | "map" | "element" => {
+                    if kind != "element" {
+                        picture.add_set(object);
+                    }
+                    let more = object.get("elem").and_then(Json::as_array);
+                    elements.entry(name(object, "name")).or_default().extend(more.into_iter().flatten());
+                }
                 "chain" => {
                     let fields = ["type", "hook", "prio", "policy"];
                     let shape = fields.map(|field| text(object.get(field).unwrap_or(&Json::Null))).join(" ");
@@ -78,6 +85,9 @@ impl Picture {
                     picture.others.insert(format!("{kind} {}", name(object, "name")));
                 }
             }
+        }
+        for (set, elements) in elements {
+            picture.sets.entry(set).or_default().elements = merged(&elements);
         }
         picture
     }
@@ -90,12 +100,8 @@ impl Picture {
             None => Vec::new(),
         };
         flags.sort();
-        let elements = object.get("elem").and_then(Json::as_array);
-        let set = SetPicture {
-            shape: format!("{} : {} [{}]", field("type"), field("map"), flags.join(",")),
-            elements: elements.map(|elements| merged(elements)).unwrap_or_default(),
-        };
-        self.sets.insert(name(object, "name"), set);
+        let shape = format!("{} : {} [{}]", field("type"), field("map"), flags.join(","));
+        self.sets.insert(name(object, "name"), SetPicture { shape, elements: BTreeSet::new() });
     }
 
     fn add_rule(&mut self, object: &Json) {
@@ -105,16 +111,9 @@ impl Picture {
         }
         let statements = object.get("expr").and_then(Json::as_array).into_iter().flatten();
         let statements = statements.filter(|statement| statement.get("counter").is_none());
-        let wording = statements.map(wording).collect::<Vec<_>>().join(" ");
+        let wording = statements.map(words).collect::<Vec<_>>().join("; ");
         self.rules.entry(name(object, "chain")).or_default().push(RulePicture { comment, wording });
     }
-}
-
-/// A statement on one line, without what `nft` may or may not add.
-fn wording(statement: &Json) -> String {
-    // `meta l4proto tcp` in front of `tcp dport` and the like is implied; versions differ in
-    // whether they print it. It is never the whole of a rule's condition in our rules then.
-    statement.to_string()
 }
 
 fn name(object: &Json, key: &str) -> String {
@@ -130,6 +129,31 @@ fn text(value: &Json) -> String {
     }
 }
 
+/// A statement or expression in words, much as nft would write it. Fields come in sorted order,
+/// whatever order they were printed in, and nothing is left out.
+fn words(value: &Json) -> String {
+    let field = |object: &Json, key| object.get(key).map(words).unwrap_or_default();
+    match value {
+        Json::Array(items) => items.iter().map(words).collect::<Vec<_>>().join(", "),
+        Json::Object(fields) => {
+            let sorted: BTreeMap<&String, &Json> = fields.iter().collect();
+            let said = sorted.into_iter().map(|(key, inner)| match key.as_str() {
+                "match" => {
+                    format!("{} {} {}", field(inner, "left"), field(inner, "op"), field(inner, "right"))
+                }
+                "payload" => format!("{} {}", field(inner, "protocol"), field(inner, "field")),
+                "meta" | "ct" if inner.as_object().is_some_and(|inner| inner.len() == 1) => {
+                    format!("{key} {}", field(inner, "key"))
+                }
+                _ if inner.is_null() => key.clone(),
+                _ => format!("{key}({})", words(inner)),
+            });
+            said.collect::<Vec<_>>().join(" ")
+        }
+        scalar => text(scalar),
+    }
+}
+
 /// One component of an element.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Part {
@@ -140,7 +164,7 @@ enum Part {
 
 /// The elements as text, with intervals in the last component merged: kernels and versions cut
 /// them up differently.
-fn merged(elements: &[Json]) -> BTreeSet<String> {
+fn merged(elements: &[&Json]) -> BTreeSet<String> {
     let mut groups: BTreeMap<(Vec<Part>, Option<String>), Vec<(u8, u128, u128)>> = BTreeMap::new();
     let mut out = BTreeSet::new();
     for element in elements {

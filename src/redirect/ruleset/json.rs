@@ -6,8 +6,8 @@ use nftables::expr::{
     PayloadField, Prefix, Range, SetItem,
 };
 use nftables::schema::{
-    Chain as JsonChain, Map as JsonMap, NfListObject, Rule as JsonRule, Set as JsonSet, SetFlag, SetType,
-    SetTypeValue, Table,
+    Chain as JsonChain, Element as JsonElement, Map as JsonMap, NfListObject, Rule as JsonRule,
+    Set as JsonSet, SetFlag, SetType, SetTypeValue, Table,
 };
 use nftables::stmt::{JumpTarget, Mangle, Match, NAT, NATFamily, Operator, Reject, RejectType, Statement};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook, RejectCode};
@@ -24,6 +24,7 @@ pub(in crate::redirect) fn replace(ruleset: &Ruleset) -> Json {
     let mut objects = vec![command(NfListObject::Table(table()))];
     objects.extend(ruleset.chains.iter().map(|chain| command(chain_object(chain))));
     objects.extend(ruleset.sets.iter().map(set_command));
+    objects.extend(ruleset.sets.iter().flat_map(more_elements));
     for chain in &ruleset.chains {
         objects.extend(chain.rules.iter().map(|rule| command(rule_object(chain.name, rule))));
     }
@@ -80,8 +81,7 @@ fn chain_object(chain: &Chain) -> NfListObject<'static> {
 /// The crate (0.6) has no word for the type `uid`, so the types are written over what it made.
 fn set_command(set: &NamedSet) -> Json {
     let flags = set.interval.then(|| [SetFlag::Interval].into_iter().collect());
-    let elements: Vec<_> = set.elements.iter().map(element).collect();
-    let elem = (!elements.is_empty()).then_some(elements.into());
+    let elem = set.parts().next().map(|part| part.iter().map(element).collect::<Vec<_>>().into());
     let stand_in = SetTypeValue::Single(SetType::Mark);
     let object = match set.value {
         None => NfListObject::Set(Box::new(JsonSet {
@@ -118,6 +118,18 @@ fn set_command(set: &NamedSet) -> Json {
         }
     }
     command
+}
+
+/// The commands for the elements that do not go in with the set.
+fn more_elements(set: &NamedSet) -> impl Iterator<Item = Json> {
+    set.parts().skip(1).map(|part| {
+        command(NfListObject::Element(JsonElement {
+            family: NfFamily::INet,
+            table: TABLE.into(),
+            name: set.name.into(),
+            elem: part.iter().map(element).collect::<Vec<_>>().into(),
+        }))
+    })
 }
 
 fn element(element: &Element) -> Expression<'static> {

@@ -88,6 +88,22 @@ pub(super) struct NamedSet {
     pub elements: Vec<Element>,
 }
 
+/// How many elements go into one command where [`NamedSet::parts`] has to cut.
+const PART: usize = 500;
+
+impl NamedSet {
+    /// The elements in the parts in which they are handed to nft: the first with the set, the
+    /// others as commands of their own.
+    ///
+    /// nft (1.0.6) swaps the bytes of a user's number in a concatenated interval once too often
+    /// when the element did not fit into its netlink message (64 KiB) and goes into the next, so
+    /// no message of such a set may get full.
+    pub fn parts(&self) -> impl Iterator<Item = &[Element]> {
+        let fragile = self.interval && self.key.len() > 1 && self.key.contains(&Kind::Uid);
+        self.elements.chunks(if fragile { PART } else { usize::MAX })
+    }
+}
+
 /// The type of one component of a set's key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {

@@ -29,8 +29,23 @@ impl Display for Ruleset {
             }
             write!(f, "{chain}")?;
         }
-        writeln!(f, "}}")
+        writeln!(f, "}}")?;
+        for set in &self.sets {
+            for part in set.parts().skip(1) {
+                writeln!(f, "add element inet {TABLE} {} {}", set.name, braces(part, ""))?;
+            }
+        }
+        Ok(())
     }
+}
+
+/// Elements in braces, on one line if they are few.
+fn braces(elements: &[Element], indent: &str) -> String {
+    let elements: Vec<String> = elements.iter().map(Element::to_string).collect();
+    if elements.len() <= SHORT {
+        return format!("{{ {} }}", elements.join(", "));
+    }
+    format!("{{\n{indent}\t{}\n{indent}}}", elements.join(&format!(",\n{indent}\t")))
 }
 
 impl Display for NamedSet {
@@ -45,13 +60,8 @@ impl Display for NamedSet {
         if self.interval {
             writeln!(f, "\t\tflags interval")?;
         }
-        if !self.elements.is_empty() {
-            let elements: Vec<String> = self.elements.iter().map(Element::to_string).collect();
-            if elements.len() <= SHORT {
-                writeln!(f, "\t\telements = {{ {} }}", elements.join(", "))?;
-            } else {
-                writeln!(f, "\t\telements = {{\n\t\t\t{}\n\t\t}}", elements.join(",\n\t\t\t"))?;
-            }
+        if let Some(first) = self.parts().next() {
+            writeln!(f, "\t\telements = {}", braces(first, "\t\t"))?;
         }
         writeln!(f, "\t}}")
     }

@@ -1,0 +1,105 @@
+//! Which destination of a redirected connection belongs to which service.
+//!
+//! A chain's own `filter_chain_match` cannot say it: Envoy looks at the port first and does not come
+//! back from there, so one chain for port 8080 of an instance would take port 8080 away from all
+//! virtual IPs. A matcher tree looks at the address first, and at the port only where it matters.
+//! Besides, chains then do not change when instances come and go, and nothing is drained.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use serde_json::{Map, Value, json};
+
+use super::clusters;
+use super::typed::{any, extension, tcp_proxy};
+use crate::config::value::ServiceName;
+use crate::plan::{MeshView, ServicePlan};
+
+/// The destinations that are not just passed on. An address or an address and port that two
+/// services claim belongs to the first in the order of names.
+pub struct Destinations<'a> {
+    /// Virtual IPs: every port is the service's.
+    virtual_ips: BTreeMap<IpAddr, &'a ServiceName>,
+    /// Instances that are dialled by their own address: the app's port is the service's.
+    instances: BTreeMap<IpAddr, BTreeMap<u16, Direct<'a>>>,
+}
+
+/// A service whose instances' sidecars listen on `port`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Direct<'a> {
+    service: &'a ServiceName,
+    port: u16,
+}
+
+impl Direct<'_> {
+    /// The name of its chain. No service's name has a slash in it.
+    fn chain(self) -> String {
+        format!("{}/{}", self.service, self.port)
+    }
+}
+
+impl<'a> Destinations<'a> {
+    /// What `service` can reach in `mesh`.
+    pub fn of(service: &'a ServicePlan, mesh: &'a MeshView) -> Self {
+        let mut found = Destinations { virtual_ips: BTreeMap::new(), instances: BTreeMap::new() };
+        for (name, known) in &mesh.services {
+            for ip in &known.virtual_ips {
+                found.virtual_ips.entry(*ip).or_insert(name);
+            }
+            for (instance, app_port) in clusters::direct_instances(service, known) {
+                let direct = Direct { service: name, port: instance.port };
+                found.instances.entry(instance.address).or_default().entry(app_port).or_insert(direct);
+            }
+        }
+        found.instances.retain(|ip, _| !found.virtual_ips.contains_key(ip));
+        found
+    }
+
+    /// One chain a service, and one more for each port on which sidecars of instances listen that
+    /// can be dialled directly.
+    pub fn chains(&self, mesh: &MeshView) -> Vec<Value> {
+        let services: BTreeSet<&ServiceName> = self.virtual_ips.values().copied().collect();
+        let directs: BTreeSet<Direct<'_>> =
+            self.instances.values().flat_map(BTreeMap::values).copied().collect();
+        let chain = |name: &str, service: &ServiceName, cluster: &str| json!({"name": name, "filters": [tcp_proxy(&upstream_stats(service, mesh), cluster)]});
+        let by_virtual_ip = services.into_iter().map(|name| chain(name.as_str(), name, &mesh.sni(name)));
+        let by_instance = directs.into_iter().map(|direct| {
+            let cluster = clusters::direct_name(&mesh.sni(direct.service), direct.port);
+            chain(&direct.chain(), direct.service, &cluster)
+        });
+        by_virtual_ip.chain(by_instance).collect()
+    }
+
+    /// Leads each destination to its chain; `None` when there are none. What it does not know goes
+    /// to the listener's default chain. Addresses are matched as text, whole: Envoy's matcher for
+    /// ranges is not covered by its threat model yet.
+    pub fn matcher(&self) -> Option<Value> {
+        let virtual_ips = self.virtual_ips.iter().map(|(ip, name)| (*ip, to_chain(name.as_str())));
+        let instances = self.instances.iter().map(|(ip, ports)| {
+            let ports = ports.iter().map(|(port, direct)| (port.to_string(), to_chain(&direct.chain())));
+            (*ip, json!({"matcher": exactly("Port", ports)}))
+        });
+        let addresses: BTreeMap<IpAddr, Value> = virtual_ips.chain(instances).collect();
+        let known = !addresses.is_empty();
+        known.then(|| exactly("IP", addresses.into_iter().map(|(ip, on_match)| (ip.to_string(), on_match))))
+    }
+}
+
+/// Consul's prefix for the metrics of an upstream.
+pub fn upstream_stats(service: &ServiceName, mesh: &MeshView) -> String {
+    format!("upstream.{service}.default.{}", mesh.datacenter)
+}
+
+/// A matcher over the text of the destination's `what`.
+fn exactly(what: &str, map: impl Iterator<Item = (String, Value)>) -> Value {
+    let message = format!("envoy.extensions.matching.common_inputs.network.v3.Destination{what}Input");
+    let map: Map<String, Value> = map.collect();
+    json!({"matcher_tree": {
+        "input": extension(&format!("destination-{}", what.to_lowercase()), &message, json!({})),
+        "exact_match_map": {"map": map},
+    }})
+}
+
+fn to_chain(name: &str) -> Value {
+    json!({"action": {"name": "chain", "typed_config": any("google.protobuf.StringValue", json!({"value": name}))}})
+}

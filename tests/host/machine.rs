@@ -1,0 +1,286 @@
+//! One booted host. Everything it is made of ends with the value: the processes (by their control
+//! group, so none escapes), the network namespace, the files.
+
+use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use enmesh::base::exec::{self, Output};
+
+use crate::tree;
+
+/// What a boot may take; it takes about three seconds when nothing else runs.
+const BOOT: Duration = Duration::from_secs(90);
+/// What a command inside may take.
+const COMMAND: Duration = Duration::from_secs(120);
+/// Where this test program is seen inside.
+pub const ITSELF: &str = "/host-test";
+/// Starts a program in a control group: `$1` is the group, the rest the command. There is no way to
+/// do this between fork and exec in safe Rust.
+const IN_GROUP: &str = r#"echo $$ >"$1/cgroup.procs" && shift && exec "$@""#;
+
+/// A booted host.
+pub struct Machine {
+    name: String,
+    folder: PathBuf,
+    group: PathBuf,
+    container: Option<Child>,
+    leader: u32,
+}
+
+impl Machine {
+    /// Boots a machine with enmesh installed as its package would (unit files, users, the program;
+    /// `enmesh.service` not enabled) and waits until it is up.
+    pub fn boot(name: &str) -> Machine {
+        assert!(nix::unistd::geteuid().is_root(), "the host tests need root");
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        sweep();
+        let name = format!("enmesh-{}-{}-{name}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let base = tree::base();
+        let folder = base.with_file_name("machines").join(&name);
+        let group = unified().join(&name);
+        let mut machine = Machine { name, folder, group, container: None, leader: 0 };
+        machine.lay_out(&base);
+        machine.start();
+        machine.wait_running();
+        machine
+    }
+
+    fn lay_out(&self, base: &Path) {
+        fs::create_dir_all(&self.folder).expect("target can be written");
+        let tree = self.tree();
+        must(tool("cp"), &["-a", text(base), text(&tree)]);
+        install(&tree);
+        must(tool("ip"), &["netns", "add", &self.name]);
+        fs::create_dir(&self.group).expect("a control group can be made");
+    }
+
+    fn tree(&self) -> PathBuf {
+        self.folder.join("tree")
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the machine runs beside the test until its end")]
+    fn start(&mut self) {
+        let console = File::create(self.folder.join("console")).expect("target can be written");
+        let itself = std::env::current_exe().expect("a program knows where it is");
+        let child = Command::new("/bin/sh")
+            .args(["-c", IN_GROUP, "sh", text(&self.group)])
+            .arg(tool("systemd-nspawn"))
+            .arg("--directory")
+            .arg(self.tree())
+            .args(["--boot", "--register=no", "--keep-unit", "--quiet", "--console=pipe"])
+            .arg(format!("--machine={}", self.name))
+            .arg(format!("--network-namespace-path=/run/netns/{}", self.name))
+            .arg(format!("--bind-ro={}:{ITSELF}", itself.display()))
+            .arg(format!("--bind-ro={}:/usr/bin/enmesh", env!("CARGO_BIN_EXE_enmesh")))
+            .arg(format!("--bind-ro={}:/usr/bin/envoy", envoy().display()))
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            // The machine gets control groups of version 2 even where this one has others too.
+            .env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1")
+            .stdin(Stdio::null())
+            .stdout(console.try_clone().expect("a descriptor can be doubled"))
+            .stderr(console)
+            .spawn()
+            .expect("install the package `systemd-container`");
+        self.container = Some(child);
+    }
+
+    /// Waits until every unit of the boot has started.
+    pub fn wait_running(&mut self) {
+        let deadline = Instant::now() + BOOT;
+        let mut said = String::new();
+        while said != "running" {
+            let container = self.container.as_mut().expect("it was started");
+            let ended = container.try_wait().expect("a child can be waited for");
+            assert!(ended.is_none(), "the machine ended at boot: {ended:?}\n{}", self.console());
+            assert!(
+                Instant::now() < deadline && said != "degraded",
+                "the machine does not come up: {said}\n{}\n{}",
+                self.console(),
+                self.failed()
+            );
+            thread::sleep(Duration::from_millis(50));
+            let Some(leader) = leader(container.id()) else { continue };
+            self.leader = leader;
+            let output = self.run(&["systemctl", "is-system-running"]);
+            said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        }
+    }
+
+    fn console(&self) -> String {
+        fs::read_to_string(self.folder.join("console")).unwrap_or_default()
+    }
+
+    fn failed(&self) -> String {
+        let output = self.run(&["systemctl", "--failed", "--no-pager", "--plain"]);
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Runs a command inside, as root, and waits for its end.
+    pub fn run(&self, command: &[&str]) -> Output {
+        let leader = self.leader.to_string();
+        let mut arguments = vec!["--target", &leader, "--all", "--wd=/", "--"];
+        arguments.extend(command);
+        exec::run(&tool("nsenter"), &arguments, b"", COMMAND).expect("nsenter runs")
+    }
+
+    /// The same, for a command that must not fail; its standard output.
+    pub fn must(&self, command: &[&str]) -> String {
+        let output = self.run(command);
+        let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{command:?} failed inside:\n{stdout}\n{}", output.stderr);
+        stdout
+    }
+
+    /// Runs one of the tests in [`crate::inner`] inside.
+    pub fn run_inner(&self, test: &str) {
+        let test = format!("inner::{test}");
+        let inside = format!("{}=1", crate::inner::INSIDE);
+        let run = ["/usr/bin/env", &inside, ITSELF, "--exact", &test, "--ignored", "--nocapture"];
+        let output = self.run(&run);
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        println!("{stdout}{}", output.stderr);
+        let passed = output.status.success() && stdout.contains("1 passed");
+        assert!(passed, "{test} failed inside; the journal's end:\n{}", self.journal());
+    }
+
+    fn journal(&self) -> String {
+        let output = self.run(&["journalctl", "--no-pager", "--lines=60"]);
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Writes a file inside; makes the folders above it.
+    pub fn write_file(&self, path: &str, contents: &[u8], mode: u32) {
+        // Through the leader's root, because /run and /tmp are file systems that only it sees.
+        let path = PathBuf::from(format!("/proc/{}/root", self.leader)).join(path.trim_start_matches('/'));
+        fs::create_dir_all(path.parent().expect("a file has a folder")).expect("a folder can be made");
+        fs::write(&path, contents).expect("a file can be written");
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("a mode can be set");
+    }
+
+    /// Switches it off the orderly way: systemd stops every unit.
+    #[expect(dead_code, reason = "the stop order of the daemon is tested with it")]
+    pub fn power_off(mut self) {
+        self.run(&["systemctl", "--no-block", "poweroff"]);
+        let deadline = Instant::now() + BOOT;
+        let container = self.container.as_mut().expect("it was started");
+        while container.try_wait().expect("a child can be waited for").is_none() {
+            assert!(Instant::now() < deadline, "the machine does not switch itself off");
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+impl Drop for Machine {
+    /// As if the plug was pulled.
+    fn drop(&mut self) {
+        pull_the_plug(&self.group);
+        if let Some(mut container) = self.container.take() {
+            let _ = container.wait();
+        }
+        clear_away(&self.name, &self.group, &self.folder);
+    }
+}
+
+/// Ends every process in the control group and below.
+fn pull_the_plug(group: &Path) {
+    let _ = fs::write(group.join("cgroup.kill"), "1");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let populated =
+        || fs::read_to_string(group.join("cgroup.events")).is_ok_and(|text| text.contains("populated 1"));
+    while populated() && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn clear_away(name: &str, group: &Path, folder: &Path) {
+    let _ = exec::run(&tool("ip"), &["netns", "delete", name], b"", COMMAND);
+    let _ = fs::remove_dir(Path::new("/run/systemd/nspawn/propagate").join(name));
+    remove_groups(group);
+    let _ = fs::remove_dir_all(folder);
+}
+
+fn remove_groups(group: &Path) {
+    for entry in fs::read_dir(group).into_iter().flatten().flatten() {
+        if entry.path().is_dir() {
+            remove_groups(&entry.path());
+        }
+    }
+    let _ = fs::remove_dir(group);
+}
+
+/// Clears away machines whose test program was killed before it could.
+fn sweep() {
+    let machines = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/host-root/machines");
+    for entry in fs::read_dir(machines).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let owner = name.split('-').nth(1).unwrap_or_default().to_owned();
+        if !Path::new("/proc").join(owner).exists() {
+            let group = unified().join(&name);
+            pull_the_plug(&group);
+            clear_away(&name, &group, &entry.path());
+        }
+    }
+}
+
+/// Where control groups of version 2 are mounted.
+fn unified() -> PathBuf {
+    let mounts = fs::read_to_string("/proc/mounts").expect("/proc is mounted");
+    let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let mount = fields.find(|fields| fields[2] == "cgroup2");
+    PathBuf::from(mount.expect("the host tests need a mounted cgroup2 file system")[1])
+}
+
+/// The machine's process number 1, as seen from here.
+fn leader(container: u32) -> Option<u32> {
+    let children = fs::read_to_string(format!("/proc/{container}/task/{container}/children")).ok()?;
+    children.split_whitespace().filter_map(|pid| pid.parse().ok()).find(|pid: &u32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+        numbers.is_some_and(|numbers| numbers.split_whitespace().nth(1) == Some("1"))
+    })
+}
+
+/// Puts into the tree what enmesh's package would.
+fn install(tree: &Path) {
+    let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd");
+    for (file, folder) in [
+        ("enmesh.service", "system"),
+        ("envoy@.service", "system"),
+        ("system-preset/80-enmesh.preset", "system-preset"),
+        ("sysusers.d/enmesh.conf", "../sysusers.d"),
+        ("tmpfiles.d/enmesh.conf", "../tmpfiles.d"),
+    ] {
+        let from = units.join(file);
+        let to = tree.join("usr/lib/systemd").join(folder).join(from.file_name().expect("a file has a name"));
+        fs::copy(&from, &to).unwrap_or_else(|e| panic!("{} to {}: {e}", from.display(), to.display()));
+    }
+    must(tool("systemd-sysusers"), &[&format!("--root={}", tree.display()), "enmesh.conf"]);
+}
+
+/// Envoy on this machine.
+fn envoy() -> PathBuf {
+    let named = std::env::var_os("ENMESH_ENVOY").map(PathBuf::from);
+    let path = named.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/envoy"));
+    let path = fs::canonicalize(&path).unwrap_or_else(|_| panic!("no Envoy at {}", path.display()));
+    assert!(path.is_file(), "{} is no file", path.display());
+    path
+}
+
+fn tool(name: &str) -> PathBuf {
+    exec::find(name).unwrap_or_else(|fault| panic!("{}: {}", fault.message, fault.hint))
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("paths here are text")
+}
+
+fn must(program: PathBuf, arguments: &[&str]) {
+    let output = exec::run(&program, arguments, b"", COMMAND).expect("it runs");
+    assert!(output.status.success(), "{} {arguments:?}:\n{}", program.display(), output.stderr);
+}

@@ -1,0 +1,13 @@
+//! The redirection in a real kernel: namespaces of the tests' own, real sockets, clients under
+//! other users. Needs root: `cargo test --features netns-tests --test netns_redirect`.
+//!
+//! `matrix` holds the traffic cases as a table that any driver can be put through, `scenarios` the
+//! ones that take more than one connection, `kernel` what the kernel gives back, `speed` a
+//! measurement.
+
+mod kernel;
+mod lab;
+mod matrix;
+mod scenarios;
+mod speed;
+mod worlds;

@@ -1,0 +1,256 @@
+//! Cases that take more than one connection: what lives on, what comes back, what is left behind.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use enmesh::redirect::{Desired, Firewall, Nftables};
+
+use crate::lab::{Call, Lab, Outcome, SOON};
+use crate::worlds::{APP, CONSUL, down, legacy, live, two_users, whole_host, with_dns};
+
+fn apply(lab: &Lab, desired: Desired) {
+    lab.host.run(move || Nftables::new().apply(&desired)).unwrap_or_else(|fault| panic!("{fault}"));
+}
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+fn who(outcome: &Outcome) -> &str {
+    match outcome {
+        Outcome::Reached { who, .. } => who,
+        Outcome::Refused => "refused",
+        Outcome::Silence => "silence",
+    }
+}
+
+fn call(result: Result<Call, Outcome>) -> Call {
+    result.unwrap_or_else(|outcome| panic!("{outcome:?}"))
+}
+
+/// Rows 29, 30, 31: nothing that runs is touched by the first install.
+#[test]
+fn connections_from_before_the_install_live_on() {
+    let lab = Lab::new();
+    let mut out = call(lab.host.call(APP, address("10.9.0.1:80")));
+    let mut out6 = call(lab.host.call(APP, address("[fd09::1]:80")));
+    let mut inn = call(lab.peer.call(0, address("10.9.0.2:8080")));
+    let mut ssh = call(lab.peer.call(0, address("10.9.0.2:22")));
+    let mut instance = call(lab.host.call(APP, address("10.9.0.1:9000")));
+    for desired in [live(whole_host()), live(legacy()), down(two_users()), live(two_users())] {
+        apply(&lab, desired);
+        assert!(out.alive() && out6.alive(), "outbound");
+        assert!(inn.alive(), "inbound");
+        assert!(ssh.alive(), "SSH");
+        assert!(instance.alive(), "to a mesh instance");
+    }
+    // Row 32.
+    assert_eq!(who(&lab.peer.dial(0, address("10.9.0.2:22"))), "ssh");
+}
+
+/// Row 19: a virtual IP needs no default route. Row 20: nobody at the sidecar's port, an error at
+/// once.
+#[test]
+fn virtual_ips_need_no_route_out() {
+    let lab = Lab::new();
+    apply(&lab, live(whole_host()));
+    lab.host.ip("route del default");
+    let Outcome::Reached { who, original, from } = lab.host.dial(APP, address("240.0.0.1:80")) else {
+        panic!("row 19")
+    };
+    assert_eq!((who.as_str(), original.as_str()), ("out", "240.0.0.1:80"));
+    assert!(!from.is_unspecified());
+    let mut policy = whole_host();
+    policy.outbound.values_mut().for_each(|capture| capture.port = 15099);
+    apply(&lab, live(policy));
+    let started = Instant::now();
+    assert_eq!(lab.host.dial(APP, address("240.0.0.1:80")), Outcome::Refused, "row 20");
+    assert!(started.elapsed() < SOON);
+}
+
+/// Row 21: what is refused is never seen on the wire. Row 22: the guard does not stand in the way.
+#[test]
+fn refused_means_not_on_the_wire() {
+    let lab = Lab::new();
+    apply(&lab, down(whole_host()));
+    let before = lab.on_the_wire();
+    // Even when virtual IPs are routed outside.
+    lab.host.ip("route del 240.0.0.0/4 dev lo");
+    for to in ["240.0.0.1:80", "240.9.9.9:443", "10.9.0.1:9000", "[fd00:240::1]:80"] {
+        let started = Instant::now();
+        assert_eq!(lab.host.dial(APP, address(to)), Outcome::Refused, "{to}");
+        assert!(started.elapsed() < Duration::from_millis(200), "{to}: {:?}", started.elapsed());
+    }
+    assert_eq!(lab.host.ask(APP, address("240.0.0.1:9999")), Outcome::Refused);
+    assert_eq!(lab.on_the_wire(), before);
+    lab.host.ip("route add 240.0.0.0/4 dev lo");
+    apply(&lab, live(whole_host()));
+    assert_eq!(who(&lab.host.dial(APP, address("240.0.0.1:80"))), "out");
+}
+
+/// Rows 33 and 34: a hundred replacements under load. Nothing goes astray, nothing breaks.
+#[test]
+fn replacing_under_load_is_seamless() {
+    let lab = Lab::new();
+    apply(&lab, live(whole_host()));
+    let mut redirected = call(lab.host.call(APP, address("10.9.0.1:80")));
+    let stop = Arc::new(AtomicBool::new(false));
+    let until = Arc::clone(&stop);
+    let load = lab.host.run(move || {
+        thread::spawn(move || {
+            let (mut good, mut astray) = (0_u32, Vec::new());
+            while !until.load(Ordering::Relaxed) {
+                match Call::to_as(APP, address("10.9.0.1:80")) {
+                    Outcome::Reached { who, .. } if who == "out" => good += 1,
+                    other => astray.push(other),
+                }
+            }
+            (good, astray)
+        })
+    });
+    lab.host.run(|| {
+        let firewall = Nftables::new();
+        for _ in 0..50 {
+            firewall.apply(&live(whole_host())).unwrap();
+            firewall.apply(&live(legacy())).unwrap();
+        }
+    });
+    stop.store(true, Ordering::Relaxed);
+    let (good, astray) = load.join().unwrap();
+    assert!(good > 100, "{good} connections are no load");
+    assert!(astray.is_empty(), "{} of {good}: {:?}", astray.len(), astray.first());
+    assert!(redirected.alive(), "row 34");
+}
+
+/// Row 35: the rules do not need the process that set them. Row 36: drain keeps what is redirected
+/// and sends what is new directly. Row 83: nothing of ours stays, and what is others' does.
+#[test]
+fn drain_then_remove_leaves_nothing() {
+    let lab = Lab::new();
+    lab.host.tool(
+        "nft",
+        "-f -",
+        "table ip theirs { chain c { type filter hook input priority 0; accept; }\n }",
+    );
+    let before = lab.host.rules();
+    apply(&lab, live(with_dns(&[])));
+    let mut out = call(lab.host.call(APP, address("10.9.0.1:80")));
+    let mut out6 = call(lab.host.call(APP, address("[fd09::1]:80")));
+    let mut inn = call(lab.peer.call(0, address("10.9.0.2:8080")));
+    lab.host.run(|| Nftables::new().drain()).unwrap();
+    thread::sleep(Duration::from_millis(300));
+    assert!(out.alive() && out6.alive() && inn.alive(), "redirected before the drain");
+    assert_eq!(who(&lab.host.dial(APP, address("10.9.0.1:80"))), "peer");
+    assert_eq!(who(&lab.peer.dial(0, address("10.9.0.2:8080"))), "app");
+    let observed = lab.host.run(|| Nftables::new().observe(&live(with_dns(&[])))).unwrap();
+    assert_eq!(observed.generation, None);
+    assert!(!observed.differences.is_empty());
+    lab.host.run(|| Nftables::new().remove()).unwrap();
+    assert_eq!(lab.host.rules(), before);
+    // Both are fine with nothing there.
+    lab.host.run(|| Nftables::new().remove().and_then(|()| Nftables::new().drain())).unwrap();
+    assert_eq!(lab.host.rules(), before);
+}
+
+/// Row 60: an application and a resolver with the same source port each get their own answer, in
+/// either order.
+#[test]
+fn dns_with_one_source_port_for_two() {
+    let lab = Lab::new();
+    apply(&lab, live(with_dns(&[])));
+    let ask = |uid: u32, port: u16| {
+        lab.host.run_as(uid, move || {
+            let socket = UdpSocket::bind(("10.9.0.2", port)).unwrap();
+            socket.set_read_timeout(Some(SOON)).unwrap();
+            socket.connect("10.9.0.1:53").unwrap();
+            socket.send(b"?").unwrap();
+            let mut buffer = [0; 64];
+            let length = socket.recv(&mut buffer).expect("an answer");
+            String::from_utf8_lossy(&buffer[..length]).into_owned()
+        })
+    };
+    for (first, second, port) in
+        [((APP, "resolver"), (CONSUL, "peer"), 40001), ((CONSUL, "peer"), (APP, "resolver"), 40002)]
+    {
+        assert_eq!(ask(first.0, port), first.1);
+        assert_eq!(ask(second.0, port), second.1);
+        assert_eq!(ask(first.0, port), first.1);
+    }
+}
+
+/// Rows 47 and 48, and DNS of containers beside captured DNS: what is only forwarded is nobody's
+/// business, masquerading included.
+#[test]
+fn forwarded_traffic_is_left_alone() {
+    let lab = Lab::new();
+    let container = crate::lab::Space::new();
+    lab.host.ip(&format!("link add c0 type veth peer name eth0 netns {}", container.tid()));
+    lab.host.ip("addr add 172.17.0.1/16 dev c0");
+    lab.host.ip("link set c0 up");
+    container.ip("addr add 172.17.0.5/16 dev eth0");
+    container.ip("link set eth0 up");
+    container.ip("route add default via 172.17.0.1");
+    lab.peer.ip("route add 172.17.0.0/16 via 10.9.0.2");
+    lab.host.tool("sysctl", "-qw net.ipv4.ip_forward=1", "");
+    let masquerade = "table ip docker { chain post { type nat hook postrouting priority 100; \
+                      ip saddr 172.17.0.0/16 oifname \"eth0\" masquerade; }\n }";
+    lab.host.tool("nft", "-f -", masquerade);
+    container.listen("container", "[::]:80");
+    let mut policy = legacy();
+    policy.dns = with_dns(&[]).dns;
+    for desired in [live(policy.clone()), down(policy)] {
+        apply(&lab, desired);
+        assert_eq!(who(&lab.peer.dial(0, address("172.17.0.5:80"))), "container", "row 47");
+        assert_eq!(who(&container.dial(0, address("10.9.0.1:80"))), "peer", "row 48");
+        assert_eq!(who(&container.ask(0, address("10.9.0.1:53"))), "peer", "a container's DNS");
+    }
+}
+
+/// Row 66.
+#[test]
+fn ping_goes_both_ways() {
+    let lab = Lab::new();
+    apply(&lab, live(whole_host()));
+    for (space, targets) in [(&lab.host, ["10.9.0.1", "fd09::1"]), (&lab.peer, ["10.9.0.2", "fd09::2"])] {
+        for target in targets {
+            assert!(space.ping(target.parse().unwrap()), "{target}");
+        }
+    }
+}
+
+/// Row 71: others flush or edit; it is seen and put right.
+#[test]
+fn drift_is_seen_and_repaired() {
+    let lab = Lab::new();
+    let desired = live(two_users());
+    apply(&lab, desired.clone());
+    let observe = |lab: &Lab| {
+        lab.host.run(|| Nftables::new().observe(&live(two_users()))).unwrap_or_else(|fault| panic!("{fault}"))
+    };
+    assert_eq!(observe(&lab).differences, Vec::<String>::new());
+    assert_eq!(observe(&lab).generation, Some(desired.policy.generation.clone()));
+    let edits = [
+        ("delete element inet enmesh uid_redirect { 1000 : 15001 }", "+ set uid_redirect: 1000 : 15001"),
+        ("add element inet enmesh bypass_uids { 1000 }", "- set bypass_uids: 1000"),
+        ("insert rule inet enmesh out accept", "- rule in out:"),
+        (
+            "add rule inet enmesh guard_in tcp dport 8080 accept comment \"mine\"",
+            "- rule \"mine\" in guard_in",
+        ),
+        ("flush chain inet enmesh guard_out", "+ rule \"virtual IPs\" in guard_out"),
+        ("add chain inet enmesh more", "- chain more"),
+        ("add set inet enmesh more { type inet_service; }", "- set more"),
+        ("delete table inet enmesh", "+ table inet enmesh"),
+        ("flush ruleset", "+ table inet enmesh"),
+    ];
+    for (edit, expected) in edits {
+        lab.host.tool("nft", "-f -", edit);
+        let found = observe(&lab).differences;
+        assert!(found.iter().any(|line| line.starts_with(expected)), "{edit}: {found:?}");
+        apply(&lab, desired.clone());
+        assert_eq!(observe(&lab).differences, Vec::<String>::new(), "{edit}");
+    }
+}
