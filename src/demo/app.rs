@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::error::DemoError;
+use crate::base::Fault;
+
 /// How long a client waits for a connection, and for each answer.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// The longest request head and the longest answer that are read, in bytes.
@@ -134,9 +137,10 @@ impl std::str::FromStr for Url {
 /// Answers every request on `listen` with how it was seen, for ever.
 ///
 /// # Errors
-/// The address cannot be listened on.
-pub fn serve(name: &str, listen: SocketAddr) -> io::Result<()> {
-    let listener = TcpListener::bind(listen)?;
+/// `ENM-T004` the address cannot be listened on.
+pub fn serve(name: &str, listen: SocketAddr) -> Result<(), Fault> {
+    let listener =
+        TcpListener::bind(listen).map_err(|e| DemoError::system(format!("listen on {listen}"), e))?;
     loop {
         // A connection that ends before it is accepted is its client's matter.
         let Ok((connection, from)) = listener.accept() else { continue };

@@ -96,7 +96,10 @@ fn plays(scene: &Scene) -> Vec<Play> {
     vec![
         play("Be web's application", proof::in_web(scene, &format!("curl -s {URL}"))),
         play("See web's rules", format!("ip netns exec {} nft list ruleset", web.namespace_name)),
-        play("Watch the wire", format!("ip netns exec {} tcpdump -lnAi {} tcp", web.namespace_name, stage::INTERFACE)),
+        play(
+            "Watch the wire",
+            format!("ip netns exec {} tcpdump -lnAi {} tcp", web.namespace_name, stage::INTERFACE),
+        ),
         play("Ask web's enmesh", format!("{ours} status --root {}", web.root().path().display())),
         play("Change who may call", format!("$EDITOR {}", api.root().join(setting::PEERS).display())),
         play("Read what api says", format!("tail -f {}", api.log().display())),

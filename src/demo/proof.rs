@@ -167,12 +167,12 @@ fn is_virtual(address: std::net::IpAddr) -> bool {
 
 /// The caller's identity in a line of Envoy's log of inbound connections.
 fn caller_in(log: &str) -> Option<String> {
-    log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line.get(line.find('{')?..)?).ok()).find_map(
-        |line| {
+    log.lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line.get(line.find('{')?..)?).ok())
+        .find_map(|line| {
             let caller = line.get("caller")?.as_str()?;
             (caller.starts_with("spiffe://") && caller.ends_with(CALLER)).then(|| caller.to_owned())
-        },
-    )
+        })
 }
 
 fn wire(scene: &mut Scene) -> Result<Verdict, Fault> {
@@ -194,7 +194,7 @@ fn wire(scene: &mut Scene) -> Result<Verdict, Fault> {
 fn intention(scene: &mut Scene) -> Result<Verdict, Fault> {
     let hosts = |scene: &Scene| [&scene.stage.web, &scene.stage.api].map(Scene::sidecar);
     let before = hosts(scene);
-    let mut turn = |callers: &[&str], wanted: bool| -> Result<(Duration, Outcome), Fault> {
+    let turn = |callers: &[&str], wanted: bool| -> Result<(Duration, Outcome), Fault> {
         scene.stage.api.write(PEERS, &setting::peers(&scene.stage, callers))?;
         let started = Instant::now();
         until("the changed intention", INTENTION_LIMIT, || {
@@ -296,7 +296,8 @@ mod tests {
 
     #[test]
     fn each_thing_that_is_not_as_it_should_be_is_named() {
-        let tls = Tally { connections: 1, by_port: [(PUBLIC_PORT, 1)].into(), tls_bytes: 9, ..Tally::default() };
+        let tls =
+            Tally { connections: 1, by_port: [(PUBLIC_PORT, 1)].into(), tls_bytes: 9, ..Tally::default() };
         assert_eq!(all(&nothing_clear(&tls)), (true, String::new()));
         let broken = [
             Tally { clear_bytes: 1, clear_connections: 1, ..tls.clone() },

@@ -56,7 +56,8 @@ impl Scene {
         let tap = Tap::start(&stage.web.namespace, INTERFACE, vec![secret.clone().into_bytes()])?;
         let before = [snapshot(&stage.web)?, snapshot(&stage.api)?];
         let (bare, with_bare) = Default::default();
-        let mut scene = Scene { secret, tap, bare, with_bare, before, envoy, daemons: Vec::new(), app, stage };
+        let mut scene =
+            Scene { secret, tap, bare, with_bare, before, envoy, daemons: Vec::new(), app, stage };
         scene.bare = scene.try_bare_cable()?;
         scene.with_bare = scene.tap.tally();
         Ok(scene)
@@ -107,8 +108,7 @@ impl Scene {
     /// Starts many requests of web's application, `rate` a second for `length`.
     pub(super) fn hammer(&self, url: &str, rate: u32, length: Duration) -> Result<Process, Fault> {
         let (rate, length) = (rate.to_string(), length.as_millis().to_string());
-        let arguments =
-            ["hammer", url, "--secret", &self.secret, "--rate", &rate, "--milliseconds", &length];
+        let arguments = ["hammer", url, "--secret", &self.secret, "--rate", &rate, "--milliseconds", &length];
         self.stage.web.start_app(&arguments, true)
     }
 

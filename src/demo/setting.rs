@@ -28,7 +28,9 @@ pub(super) fn write(stage: &Stage) -> Result<(), Fault> {
         host.write("/etc/enmesh/enmesh.toml", &host_file(host))?;
         host.write(PEERS, &peers(stage, &["web"]))?;
     }
-    stage.web.write("/etc/enmesh/services/web.toml", "name = \"web\"\n\n[capture]\nscope = \"user:web-app\"\n")?;
+    stage
+        .web
+        .write("/etc/enmesh/services/web.toml", "name = \"web\"\n\n[capture]\nscope = \"user:web-app\"\n")?;
     stage.api.write(
         "/etc/enmesh/services/api.toml",
         &format!("name = \"api\"\nport = {APP_PORT}\n\n[capture]\nscope = \"user:api-app\"\n"),
@@ -55,7 +57,8 @@ fn host_file(host: &Host) -> String {
 }
 
 fn passwd(stage: &Stage) -> String {
-    let mut lines = format!("root:x:0:0::/root:/bin/false\nenvoy:x:{ENVOY_USER}:{ENVOY_USER}::/:/bin/false\n");
+    let mut lines =
+        format!("root:x:0:0::/root:/bin/false\nenvoy:x:{ENVOY_USER}:{ENVOY_USER}::/:/bin/false\n");
     for Host { name, app_user, .. } in [&stage.web, &stage.api] {
         lines.push_str(&format!("{name}-app:x:{app_user}:{app_user}::/:/bin/false\n"));
     }
