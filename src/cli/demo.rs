@@ -63,8 +63,9 @@ enum Role {
     },
     /// Ask many times
     Hammer {
-        /// What
-        url: app::Url,
+        /// What, in turn
+        #[arg(required = true)]
+        urls: Vec<app::Url>,
         /// Goes along in a header
         #[arg(long, default_value = "")]
         secret: String,
@@ -85,8 +86,8 @@ impl DemoApp {
                 Ok(Answer::new("", &json!({})))
             }
             Role::Get { url, secret } => Ok(printed(&json!(app::get(&url, &secret)))),
-            Role::Hammer { url, secret, rate, milliseconds } => {
-                let hammered = app::hammer(&url, &secret, rate, Duration::from_millis(milliseconds));
+            Role::Hammer { urls, secret, rate, milliseconds } => {
+                let hammered = app::hammer(&urls, &secret, rate, Duration::from_millis(milliseconds));
                 Ok(printed(&json!(hammered)))
             }
         }

@@ -169,13 +169,16 @@ pub fn get(url: &Url, secret: &str) -> Outcome {
     }
 }
 
-/// Asks `rate` times a second for `length`, each time over a connection of its own, without waiting
-/// for one answer before the next question.
-pub fn hammer(url: &Url, secret: &str, rate: u32, length: Duration) -> Hammered {
+/// Asks `urls` in turn, `rate` times a second for `length`, each time over a connection of its own,
+/// without waiting for one answer before the next question.
+pub fn hammer(urls: &[Url], secret: &str, rate: u32, length: Duration) -> Hammered {
     let pause = Duration::from_secs(1) / rate.max(1);
     let started = Instant::now();
     let mut asked = Vec::new();
-    while started.elapsed() < length {
+    for url in urls.iter().cycle() {
+        if started.elapsed() >= length {
+            break;
+        }
         let (url, secret, at) = (url.clone(), secret.to_owned(), started.elapsed());
         asked.push(thread::spawn(move || (at, get(&url, &secret), started.elapsed())));
         let next = pause * u32::try_from(asked.len()).unwrap_or(u32::MAX);

@@ -112,6 +112,12 @@ impl Scene {
         self.stage.web.start_app(&arguments, true)
     }
 
+    /// The service as somebody dials it who knows where it runs, and nothing of a mesh. Without enmesh
+    /// this goes in the clear.
+    pub(super) fn direct_url(&self) -> String {
+        format!("http://{}:{APP_PORT}/", self.stage.api.address)
+    }
+
     /// What came of it.
     pub(super) fn hammered(process: Process) -> Result<Hammered, Fault> {
         read(&process.output(GET_LIMIT * 2)?)
@@ -138,7 +144,7 @@ impl Scene {
 
     /// The same request without enmesh: what the meter says to that is what it is worth.
     fn try_bare_cable(&self) -> Result<Tally, Fault> {
-        let url = format!("http://{}:{APP_PORT}/", self.stage.api.address);
+        let url = self.direct_url();
         let earlier = self.tap.tally();
         let outcome = self.get(&url)?;
         if !outcome.is_success() {

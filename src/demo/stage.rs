@@ -108,6 +108,9 @@ impl Stage {
             host.wire_up()?;
             warm_up(&host.namespace)?;
         }
+        for host in [&web, &api] {
+            host.settle()?;
+        }
         Ok(Stage { tag: tag.to_owned(), web, api, curtain })
     }
 
@@ -257,6 +260,21 @@ impl Host {
             netns::set_up(INTERFACE).await
         })??;
         Ok(())
+    }
+
+    /// Waits until the kernel has noticed that the cable is plugged in: IPv6 adds a route for
+    /// multicast then, and a snapshot from before would have one route less.
+    fn settle(&self) -> Result<(), Fault> {
+        let what = format!("the cable of {}", self.name);
+        self.namespace.run(|| {
+            until(&what, GRACE, || {
+                let routes = netns::block_on(netns::describe_routes()).and_then(|routes| routes);
+                let routes = routes.map_err(|fault| fault.to_string())?;
+                let settled =
+                    !netns::ipv6_available() || routes.iter().any(|line| line.starts_with("ff00::/8"));
+                if settled { Ok(()) } else { Err("no route for multicast yet".to_owned()) }
+            })
+        })?
     }
 
     /// What an application on this host sees in the place of the machine's resolver configuration.
