@@ -3,6 +3,7 @@
 mod apply;
 mod ca;
 mod check;
+mod demo;
 mod down;
 mod output;
 mod plan;
@@ -77,6 +78,11 @@ enum Verb {
     Wait(wait::Wait),
     /// Make a local certificate authority, or a certificate from it
     Ca(ca::Ca),
+    /// Two hosts on this machine, with proof line by line
+    Demo(demo::Demo),
+    /// The applications of the demo's hosts
+    #[command(hide = true)]
+    DemoApp(demo::DemoApp),
 }
 
 /// Parses the command line, does what it says, and returns the exit status.
@@ -114,6 +120,8 @@ fn dispatch(cli: Cli) -> Result<Answer, Fault> {
         Verb::Check(verb) => verb.run(&global),
         Verb::Wait(verb) => local(verb.run(&global)),
         Verb::Ca(verb) => verb.run(&global),
+        Verb::Demo(verb) => verb.run(&global),
+        Verb::DemoApp(verb) => verb.run(),
     }
 }
 

@@ -32,12 +32,13 @@ use watch::Watcher;
 /// be had. What goes wrong later is reported and tried again.
 pub async fn run(root: Root) -> Result<(), Fault> {
     let _lock = Lock::take(&root)?;
+    let socket = root.join(control::SOCKET);
     let (engine, faults) = Engine::open(root, Purpose::Converge).await?;
     faults.iter().for_each(log::fault);
-    let socket = engine.root().join(control::SOCKET);
-    let ended = Daemon::new(engine)?.run().await;
+    let result = Daemon::new(engine)?.run().await;
+    // Nobody answers on it any more.
     files::remove(&socket)?;
-    ended
+    result
 }
 
 struct Daemon {

@@ -200,8 +200,11 @@ fn the_apps_talk_over_the_bare_cable() {
     assert_eq!(seen.headers[app::SECRET_HEADER], SECRET);
     assert!(seen.from.starts_with("10.99.0.1:"), "{}", seen.from);
 
-    let hammered =
-        stage.web.namespace.run(|| app::hammer(&url, SECRET, 100, Duration::from_millis(500))).unwrap();
+    let hammered = stage
+        .web
+        .namespace
+        .run(|| app::hammer(&[url.clone()], SECRET, 100, Duration::from_millis(500)))
+        .unwrap();
     assert!((45..=51).contains(&hammered.tried), "{hammered:?}");
     assert_eq!((hammered.answered, hammered.outage, hammered.back), (hammered.tried, None, true));
 }
