@@ -49,11 +49,10 @@ fn applying_costs_little_more_than_loading() {
                 firewall.apply(&live(policy)).unwrap();
             },
         );
-        let gone = median(|| firewall.apply(&desired).unwrap(), || firewall.apply(&down(two_users())).unwrap());
-        let back = median(
-            || firewall.apply(&down(two_users())).unwrap(),
-            || firewall.apply(&desired).unwrap(),
-        );
+        let gone =
+            median(|| firewall.apply(&desired).unwrap(), || firewall.apply(&down(two_users())).unwrap());
+        let back =
+            median(|| firewall.apply(&down(two_users())).unwrap(), || firewall.apply(&desired).unwrap());
         let observe = median(|| (), || drop(firewall.observe(&desired).unwrap()));
         println!(
             "nft -f {bare:?}, the same as JSON {as_json:?}; all with read-back: whole table {whole:?}, \
