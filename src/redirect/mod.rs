@@ -1,5 +1,10 @@
 //! Redirection policy -> rules in the kernel, and back: drivers, observation, verification.
 //!
+//! While it runs, the daemon keeps one driver and calls [`Firewall::apply`] with every new plan and
+//! whenever a sidecar becomes live or stops being so. To leave, it calls [`Firewall::drain`], gives
+//! the connections that are still redirected their time, and calls [`Firewall::remove`]. The rules
+//! that close a host before any sidecar runs are those of its last policy with nobody live.
+//!
 //! [`Nftables`] is the driver; [`Recorded`] stands in for it in the tests of other rooms.
 //! [`render_text`] shows the rules without touching anything, [`foreign`] finds the redirectors of
 //! others.

@@ -3,6 +3,8 @@
 mod command;
 mod diff;
 mod picture;
+#[cfg(test)]
+mod tests;
 
 use std::cell::RefCell;
 
@@ -21,7 +23,7 @@ const NAMED_DIFFERENCES: usize = 3;
 
 /// Programs `inet enmesh` through `nft -j`, each time in one transaction.
 ///
-/// Keep one driver for as long as the process runs: it remembers what it has set. The next
+/// Keep one driver per network namespace for as long as the process runs: it remembers what it has set. The next
 /// [`Firewall::apply`] then changes only what differs (a sidecar that comes or goes is one map
 /// element), and the way in which this host's `nft` words a rule is not taken for an edit.
 #[derive(Debug, Default)]
@@ -68,10 +70,14 @@ impl Nftables {
         let wanted = Picture::of_commands(&json::replace(&ruleset));
         let known = self.known.take();
         let done = match &known {
-            Some(known) if *known != ruleset => {
-                // It fails when somebody edited the table meanwhile; the whole table follows.
-                Self::load(&json::change(known, &ruleset)).is_ok() && self.compare(&wanted, true)?.is_empty()
-            }
+            Some(known) if *known != ruleset => match Self::load(&json::change(known, &ruleset)) {
+                Ok(()) => self.compare(&wanted, true)?.is_empty(),
+                // Somebody edited the table meanwhile.
+                Err(error) => {
+                    tracing::info!(%error, "the rules cannot be changed as they are, so all are replaced");
+                    false
+                }
+            },
             _ => self.compare(&wanted, false)?.is_empty(),
         };
         if !done {

@@ -11,6 +11,9 @@
 //! is left out. Which sidecars are live shows in the four redirect maps only: a sidecar that comes
 //! or goes changes map elements and no rule.
 //!
+//! The table appears, is replaced and goes in one transaction; between two rulesets that enmesh made
+//! itself only what differs is touched ([`change`]).
+//!
 //! `accept` ends one base chain and no other, so it means "left alone" in NAT chains and guards
 //! alike, which lets both share the chain `bypass`. Per chain, in order of evaluation:
 //!

@@ -324,6 +324,36 @@ proptest! {
     }
 }
 
+#[test]
+fn a_sidecar_that_comes_is_one_map_element() {
+    let mut policy = empty();
+    let capture = OutboundCapture {
+        who: Who::Uid(1000),
+        port: 15001,
+        ipv6: Ipv6Policy::Redirect,
+        on_failure: OnProxyFailure::Closed,
+        bypass: Bypasses::default(),
+    };
+    policy.outbound.insert(id(0), capture);
+    let [down, up] = [BTreeSet::new(), BTreeSet::from([id(0)])].map(|live| build(&policy, &live));
+    let commands = |from, to| json::change(from, to)["nftables"].as_array().unwrap().clone();
+    let expected = serde_json::json!([{"add": {"element": {
+        "family": "inet", "table": "enmesh", "name": "uid_redirect", "elem": [[1000, 15001]],
+    }}}]);
+    assert_eq!(serde_json::Value::Array(commands(&down, &up)), expected);
+    assert!(commands(&up, &up).is_empty());
+    // A set that changes takes along the chains that look into it, and no other.
+    policy.mesh_instances.insert(("10.0.0.1".parse().unwrap(), 80));
+    let more = build(&policy, &BTreeSet::from([id(0)]));
+    policy.mesh_instances.insert(("10.0.0.2".parse().unwrap(), 80));
+    let most = build(&policy, &BTreeSet::from([id(0)]));
+    let flushed: Vec<_> = commands(&more, &most)
+        .iter()
+        .filter_map(|command| command.pointer("/flush/chain/name").cloned())
+        .collect();
+    assert_eq!(flushed, ["guard_out"]);
+}
+
 fn count(rules: &Ruleset) -> usize {
     rules.chains.iter().map(|chain| chain.rules.len()).sum()
 }
