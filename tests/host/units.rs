@@ -68,9 +68,9 @@ fn a_supervised_sidecar_has_no_power_and_outlives_a_kill() {
     let machine = Machine::boot("supervise");
     // Into a file: Envoy inherits its standard output, and would keep a pipe open after the kill.
     let test = "inner::a_supervisor_starts_envoy_and_is_killed";
-    let command = format!("{INSIDE}=1 exec {ITSELF} --exact {test} --ignored --nocapture >/run/log 2>&1");
+    let command = format!("{INSIDE}=1 exec {ITSELF} --exact {test} --ignored --nocapture >/run/said 2>&1");
     let killed = machine.run(&["/bin/sh", "-c", &command]);
-    let said = machine.must(&["cat", "/run/log"]);
+    let said = machine.must(&["cat", "/run/said"]);
     assert!(said.contains("now the kill") && !killed.status.success(), "{said}");
     machine.run_inner("the_next_supervisor_adopts_envoy");
 }
