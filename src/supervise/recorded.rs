@@ -124,3 +124,38 @@ impl Units for Recorded {
         self.events.subscribe()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::supervise::error::SuperviseError;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn it_answers_like_the_real_ones() {
+        let units = Recorded::default();
+        let mut events = units.events();
+        let spec = UnitSpec {
+            instance: "api".to_owned(),
+            program: PathBuf::from("/usr/bin/envoy"),
+            arguments: Vec::new(),
+            uid: 1,
+            gid: 1,
+            revision: "1".to_owned(),
+        };
+        units.start(&spec).await.unwrap();
+        units.start(&spec).await.unwrap();
+        units.fail("api", SuperviseError::Ended { instance: "api".to_owned() }.into());
+        assert_eq!(units.stop("api").await.unwrap_err().code, "ENM-V002");
+        assert_eq!(units.list().await.unwrap(), ["api"]);
+        units.mend("api");
+        units.stop("api").await.unwrap();
+        assert_eq!(units.status("api").await.unwrap().state, UnitState::Inactive);
+        let stop = Asked::Stop { instance: "api".to_owned() };
+        let start = |acted| Asked::Start { spec: spec.clone(), acted };
+        assert_eq!(units.take(), [start(true), start(false), stop.clone(), stop]);
+        assert_eq!(events.recv().await.unwrap().state, UnitState::Active);
+        assert_eq!(events.recv().await.unwrap().state, UnitState::Inactive);
+    }
+}

@@ -250,11 +250,15 @@ impl Shared {
         events: &mut broadcast::Receiver<UnitEvent>,
     ) -> Result<(), Fault> {
         let fails = async {
+            // A failure before it was active is the end of the process that ran until now.
+            let mut was_active = false;
             loop {
                 match events.recv().await {
-                    Ok(event) if event.instance == instance && event.state == UnitState::Failed => return,
+                    Ok(event) if event.instance != instance => {}
+                    Ok(event) if event.state == UnitState::Failed && was_active => return,
+                    Ok(event) => was_active |= event.state == UnitState::Active,
+                    Err(broadcast::error::RecvError::Lagged(_)) => {}
                     Err(broadcast::error::RecvError::Closed) => return,
-                    _ => {}
                 }
             }
         };

@@ -147,6 +147,12 @@ fn one_that_ends_at_once_is_an_error_though_its_job_was_done() {
         let fault = units.start(&spec()).await.unwrap_err();
         assert_eq!(fault.code, "ENM-S007");
         assert!(fault.message.ends_with("(exit-code, exit status 1)"), "{fault}");
+
+        // But not when it is the one before that ended badly, on being told to end.
+        let old = FakeUnit { active: "failed", sub: "failed", result: "timeout", ..FakeUnit::DEAD };
+        let before = vec![old, FakeUnit::running(4_000_003)];
+        fake.next_job(FakeJob { before, ..FakeJob::to(FakeUnit::DEAD) });
+        units.start(&spec()).await.unwrap();
     });
 }
 
