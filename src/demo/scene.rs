@@ -77,8 +77,11 @@ impl Scene {
                     return Err(format!("it ended with {status}\n{}", end_of_log(host)));
                 }
                 match status(host) {
-                    Some(status) if status["ready"] == true => Ok(()),
-                    Some(status) => Err(format!("{}\n{}", status["faults"], end_of_log(host))),
+                    Some(status) if status.get("ready") == Some(&Value::Bool(true)) => Ok(()),
+                    Some(status) => {
+                        let faults = status.get("faults").map(Value::to_string).unwrap_or_default();
+                        Err(format!("{faults}\n{}", end_of_log(host)))
+                    }
                     None => Err(end_of_log(host)),
                 }
             })?;
@@ -130,11 +133,11 @@ impl Scene {
 
     /// The process of `host`'s sidecar, when it is live.
     pub(super) fn sidecar(host: &Host) -> Option<u32> {
-        let service = &status(host)?["services"][host.name];
-        if service["phase"] != "live" {
-            return None;
-        }
-        u32::try_from(service["pid"].as_u64()?).ok()
+        let status = status(host)?;
+        let service = status.get("services")?.get(host.name)?;
+        let live = service.get("phase")?.as_str()? == "live";
+        let pid = service.get("pid")?.as_u64()?;
+        u32::try_from(pid).ok().filter(|_| live)
     }
 
     /// Leaves everything running when this value goes.

@@ -1,6 +1,7 @@
 //! The whole demo, and the demo on hosts whose configuration was spoilt: a proof that cannot fail is
 //! none. Needs root, nft and Envoy; each test has a stage of its own.
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "in a test a failure is a panic")]
+#![allow(clippy::print_stdout, reason = "a failed run is read line by line")]
 
 use std::path::Path;
 
