@@ -19,7 +19,7 @@ mod tls;
 pub mod wire;
 
 use std::io::{self, IsTerminal};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use error::DemoError;
@@ -43,6 +43,20 @@ pub struct Options {
     pub json: bool,
 }
 
+/// What a performance is made of.
+#[derive(Debug, Clone)]
+pub struct Cast<'a> {
+    /// Names its namespaces and files; [`TAG`], unless in a test.
+    pub tag: &'a str,
+    /// The program that is enmesh.
+    pub program: &'a Path,
+    /// Envoy's program.
+    pub envoy: PathBuf,
+    /// Lines that each service's `[capture]` gets beside its scope. None in the demo; a test spoils
+    /// the configuration with it, to see the claims fail.
+    pub capture: &'a str,
+}
+
 /// Runs the demo. Lines are printed on standard output as they are tried, unless a program reads the
 /// report. Claims that do not hold are in the report and no error.
 ///
@@ -53,32 +67,45 @@ pub fn run(options: &Options) -> Result<Report, Fault> {
     let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let mut out = io::stdout();
     let mut printer = Printer::new(&mut out, options.json, colour);
+    stage::requirements()?;
     if options.clean {
-        let any = scene::clean()?;
+        let any = stage::clean(TAG)?;
         printer.note(if any { "taken down" } else { "nothing was left" });
         return Ok(Report { ok: true, ..Report::default() });
     }
-    let started = Instant::now();
-    patience::heed_signals()?;
     let envoy = stage::find_envoy()?;
+    patience::heed_signals()?;
     printer.note("Two hosts on this machine, web and api, each with enmesh and an Envoy of its own.\n");
-    let stage = Stage::build(TAG, Path::new(process::OURSELVES))?;
-    let mut scene = Scene::set(stage, envoy)?;
+    let cast = Cast { tag: TAG, program: Path::new(process::OURSELVES), envoy, capture: "" };
+    let report = perform(&cast, options.keep, &mut |line| printer.line(line))?;
+    printer.end(&report);
+    Ok(report)
+}
+
+/// Builds the stage, tries every claim, tells of each line as soon as it is known, and takes the
+/// stage down again, unless it is to be kept.
+///
+/// # Errors
+/// As [`run`].
+pub fn perform(cast: &Cast<'_>, keep: bool, tell: &mut dyn FnMut(&Line)) -> Result<Report, Fault> {
+    let started = Instant::now();
+    let stage = Stage::build(cast.tag, cast.program)?;
+    let mut scene = Scene::set(stage, cast)?;
     let mut report = Report::default();
-    try_all(&mut scene, options.keep, &mut |line| {
-        printer.line(&line);
+    try_all(&mut scene, keep, &mut |line| {
+        tell(&line);
         report.add(line);
     })?;
-    if options.keep {
+    if keep {
         scene.keep()?;
         report.play = plays(&scene);
     }
     drop(scene);
     report.milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-    printer.end(&report);
     Ok(report)
 }
 
+/// Without readiness nothing further can be tried.
 fn try_all(scene: &mut Scene, keep: bool, say: &mut dyn FnMut(Line)) -> Result<(), Fault> {
     let [bare, rest @ ..] = &PROOFS;
     say(bare.line(scene)?);

@@ -62,7 +62,11 @@ pub(super) const PROOFS: [Proof; 7] = [
         claim: "web dials http://api.virtual.consul with plain HTTP and is answered, as svc/web",
         attempt: plain_http,
     },
-    Proof { name: "wire", claim: "Between the hosts there is TLS and nothing else", attempt: wire },
+    Proof {
+        name: "wire",
+        claim: "Between the hosts there is TLS and nothing else, dialled by name or by address",
+        attempt: wire,
+    },
     Proof {
         name: "intention",
         claim: "An intention denies and allows again, without a restart of anything",
@@ -97,6 +101,14 @@ impl Proof {
         };
         let Verdict { ok, detail, command } = verdict;
         Ok(Line { name: self.name, ok, claim: self.claim.to_owned(), detail, command })
+    }
+}
+
+impl Verdict {
+    /// What is to be tried needs an answer to begin with, and there is none.
+    fn unanswered(outcome: &Outcome) -> Verdict {
+        let detail = format!("not answered to begin with: {}", outcome.describe());
+        Verdict { ok: false, detail, command: String::new() }
     }
 }
 
@@ -147,16 +159,16 @@ fn plain_http(scene: &mut Scene) -> Result<Verdict, Fault> {
         _ => None,
     };
     let answered = seen.is_some_and(|seen| seen.service == "api");
+    if !answered {
+        return Ok(Verdict::unanswered(&outcome));
+    }
     let log = scene.stage.api.log();
     let identity = until("a line with the caller in the log of api's Envoy", LOG_LIMIT, || {
         let text = files::read(&log, LOG_SIZE).ok().flatten().unwrap_or_default();
         caller_in(&String::from_utf8_lossy(&text)).ok_or_else(|| end_of_log(&scene.stage.api))
     })?;
     let virtual_ip = matches!(&outcome, Outcome::Answered { address, .. } if is_virtual(address.ip()));
-    let (ok, but) = all(&[
-        (answered, "that is not the service's answer"),
-        (virtual_ip, "the name did not stand for a virtual IP"),
-    ]);
+    let (ok, but) = all(&[(virtual_ip, "the name did not stand for a virtual IP")]);
     let detail = format!("{}; api's Envoy saw {identity}{but}", outcome.describe());
     Ok(Verdict { ok, detail, command: in_web(scene, &format!("curl -s {URL}")) })
 }
@@ -192,6 +204,10 @@ fn wire(scene: &mut Scene) -> Result<Verdict, Fault> {
 }
 
 fn intention(scene: &mut Scene) -> Result<Verdict, Fault> {
+    let outcome = scene.get(URL)?;
+    if !outcome.is_success() {
+        return Ok(Verdict::unanswered(&outcome));
+    }
     let hosts = |scene: &Scene| [&scene.stage.web, &scene.stage.api].map(Scene::sidecar);
     let before = hosts(scene);
     let turn = |callers: &[&str], wanted: bool| -> Result<(Duration, Outcome), Fault> {
@@ -223,6 +239,10 @@ fn intention(scene: &mut Scene) -> Result<Verdict, Fault> {
 }
 
 fn killed(scene: &mut Scene, whose: fn(&Scene) -> &Host) -> Result<Verdict, Fault> {
+    let outcome = scene.get(URL)?;
+    if !outcome.is_success() {
+        return Ok(Verdict::unanswered(&outcome));
+    }
     let earlier = scene.tap.tally();
     let live = |scene: &Scene| {
         let name = whose(scene).name;

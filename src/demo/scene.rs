@@ -11,10 +11,10 @@ use super::app::{Hammered, Outcome};
 use super::error::DemoError;
 use super::patience::until;
 use super::process::Process;
-use super::snapshot::Snapshot;
-use super::stage::{self, APP_PORT, Host, INTERFACE, Stage};
+use super::snapshot::{Snapshot, own_rules};
+use super::stage::{APP_PORT, Host, INTERFACE, Stage, await_listener};
 use super::wire::{Tally, Tap};
-use super::{setting, stage::await_listener};
+use super::{Cast, setting};
 use crate::base::Fault;
 use crate::daemon::client;
 use crate::netns;
@@ -47,8 +47,11 @@ pub(super) struct Scene {
 
 impl Scene {
     /// Sets everything up, up to the moment before enmesh starts.
-    pub(super) fn set(stage: Stage, envoy: PathBuf) -> Result<Scene, Fault> {
-        setting::write(&stage)?;
+    pub(super) fn set(stage: Stage, cast: &Cast<'_>) -> Result<Scene, Fault> {
+        setting::write(&stage, cast.capture)?;
+        let envoy = cast.envoy.clone();
+        own_rules(&stage.web.namespace)?;
+        own_rules(&stage.api.namespace)?;
         let secret = Alphanumeric.sample_string(&mut rand::rng(), 32);
         let everywhere = format!("0.0.0.0:{APP_PORT}");
         let app = stage.api.start_app(&["serve", "--name", "api", "--listen", &everywhere], false)?;
@@ -74,8 +77,11 @@ impl Scene {
                     return Err(format!("it ended with {status}\n{}", end_of_log(host)));
                 }
                 match status(host) {
-                    Some(status) if status["ready"] == true => Ok(()),
-                    Some(status) => Err(format!("{}\n{}", status["faults"], end_of_log(host))),
+                    Some(status) if status.get("ready") == Some(&Value::Bool(true)) => Ok(()),
+                    Some(status) => {
+                        let faults = status.get("faults").map(Value::to_string).unwrap_or_default();
+                        Err(format!("{faults}\n{}", end_of_log(host)))
+                    }
                     None => Err(end_of_log(host)),
                 }
             })?;
@@ -105,10 +111,12 @@ impl Scene {
         self.ask(&["get", url, "--secret", &self.secret], GET_LIMIT)
     }
 
-    /// Starts many requests of web's application, `rate` a second for `length`.
+    /// Starts many requests of web's application, `rate` a second for `length`: one by the service's
+    /// name, one to its own address and port, and so on.
     pub(super) fn hammer(&self, url: &str, rate: u32, length: Duration) -> Result<Process, Fault> {
-        let (rate, length) = (rate.to_string(), length.as_millis().to_string());
-        let arguments = ["hammer", url, "--secret", &self.secret, "--rate", &rate, "--milliseconds", &length];
+        let (rate, length, direct) = (rate.to_string(), length.as_millis().to_string(), self.direct_url());
+        let arguments =
+            ["hammer", url, &direct, "--secret", &self.secret, "--rate", &rate, "--milliseconds", &length];
         self.stage.web.start_app(&arguments, true)
     }
 
@@ -125,11 +133,11 @@ impl Scene {
 
     /// The process of `host`'s sidecar, when it is live.
     pub(super) fn sidecar(host: &Host) -> Option<u32> {
-        let service = &status(host)?["services"][host.name];
-        if service["phase"] != "live" {
-            return None;
-        }
-        u32::try_from(service["pid"].as_u64()?).ok()
+        let status = status(host)?;
+        let service = status.get("services")?.get(host.name)?;
+        let live = service.get("phase")?.as_str()? == "live";
+        let pid = service.get("pid")?.as_u64()?;
+        u32::try_from(pid).ok().filter(|_| live)
     }
 
     /// Leaves everything running when this value goes.
@@ -181,9 +189,4 @@ pub(super) fn end_of_log(host: &Host) -> String {
     let text = std::fs::read_to_string(host.log()).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     lines.get(lines.len().saturating_sub(LOG_LINES)..).unwrap_or_default().join("\n")
-}
-
-/// Takes away what [`Scene::keep`] left, or a demo that was killed.
-pub(super) fn clean() -> Result<bool, Fault> {
-    stage::clean(stage::TAG)
 }

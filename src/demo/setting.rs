@@ -17,23 +17,31 @@ const CA_FILES: [(&str, u32); 2] = [("root.pem", 0o644), ("root.key", 0o600)];
 /// The largest of them that is read, in bytes.
 const CA_LIMIT: u64 = 64 * 1024;
 
-/// Writes both hosts' configuration, and gives them the same CA.
+/// Writes both hosts' configuration (with more lines for `[capture]`, if any), and gives them the
+/// same CA.
 ///
 /// # Errors
 /// Files cannot be written, or the CA cannot be made.
-pub(super) fn write(stage: &Stage) -> Result<(), Fault> {
+pub(super) fn write(stage: &Stage, capture: &str) -> Result<(), Fault> {
     for host in [&stage.web, &stage.api] {
         host.write("/etc/passwd", &passwd(stage))?;
         host.write("/etc/hostname", &format!("{}\n", host.name))?;
         host.write("/etc/enmesh/enmesh.toml", &host_file(host))?;
         host.write(PEERS, &peers(stage, &["web"]))?;
     }
-    stage
-        .web
-        .write("/etc/enmesh/services/web.toml", "name = \"web\"\n\n[capture]\nscope = \"user:web-app\"\n")?;
+    stage.web.write(
+        "/etc/enmesh/services/web.toml",
+        &format!(
+            "name = \"web\"
+
+[capture]
+scope = \"user:web-app\"
+{capture}"
+        ),
+    )?;
     stage.api.write(
         "/etc/enmesh/services/api.toml",
-        &format!("name = \"api\"\nport = {APP_PORT}\n\n[capture]\nscope = \"user:api-app\"\n"),
+        &format!("name = \"api\"\nport = {APP_PORT}\n\n[capture]\nscope = \"user:api-app\"\n{capture}"),
     )?;
     share_ca(&stage.web.root(), &stage.api.root())
 }

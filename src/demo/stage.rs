@@ -38,6 +38,8 @@ const GRACE: Duration = Duration::from_secs(5);
 const GONE_LIMIT: Duration = Duration::from_secs(5);
 /// Where Envoy is looked for beside this program, and beside its folder (a source tree's `target`).
 const BESIDE: [&str; 2] = ["tools/envoy", "../tools/envoy"];
+/// Where `ip netns exec` looks for files of a namespace.
+const IP_NETNS_FOLDER: &str = "/etc/netns";
 /// The variable that says where Envoy is.
 const ENVOY_VARIABLE: &str = "ENMESH_ENVOY";
 
@@ -305,11 +307,8 @@ impl Host {
 /// their links, rules and routes, and its files. Returns whether there was anything.
 ///
 /// # Errors
-/// `ENM-T001` not root, `ENM-T007` one is running.
+/// `ENM-T007` one is running; what the system refuses otherwise.
 pub fn clean(tag: &str) -> Result<bool, Fault> {
-    if !geteuid().is_root() {
-        return Err(DemoError::Privilege.into());
-    }
     let _lock = lock(tag)?;
     let any = sweep(tag)?;
     files::remove(&lock_file(tag))?;
@@ -335,7 +334,11 @@ pub fn find_envoy() -> Result<PathBuf, Fault> {
     beside.into_iter().find(|path| path.is_file()).ok_or_else(|| DemoError::NoEnvoy.into())
 }
 
-fn requirements() -> Result<(), Fault> {
+/// Whether a stage can be built at all.
+///
+/// # Errors
+/// `ENM-T001` not root, `ENM-T002` no `nft`.
+pub fn requirements() -> Result<(), Fault> {
     if !geteuid().is_root() {
         return Err(DemoError::Privilege.into());
     }
@@ -345,7 +348,7 @@ fn requirements() -> Result<(), Fault> {
 
 /// What `ip netns exec NAME` puts over the files of the same names in /etc.
 fn ip_netns_folder(name: &str) -> PathBuf {
-    Path::new("/etc/netns").join(name)
+    Path::new(IP_NETNS_FOLDER).join(name)
 }
 
 /// Below /run, where only root can make anything and a reboot clears.
@@ -381,6 +384,8 @@ fn sweep(tag: &str) -> Result<bool, Fault> {
         any |= files::remove_folder(&ip_netns_folder(&name))?;
     }
     any |= files::remove_folder(&folder_of(tag))?;
+    // Only ever removed when it is empty.
+    let _ = fs::remove_dir(IP_NETNS_FOLDER);
     Ok(any)
 }
 
