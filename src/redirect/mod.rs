@@ -6,7 +6,7 @@
 //! that close a host before any sidecar runs are those of its last policy with nobody live.
 //!
 //! [`Nftables`] is the driver; [`Recorded`] stands in for it in the tests of other rooms.
-//! [`render_text`] shows the rules without touching anything, [`foreign`] finds the redirectors of
+//! [`render_text`] shows the rules without touching anything, [`foreign()`] finds the redirectors of
 //! others.
 
 mod error;

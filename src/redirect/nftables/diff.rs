@@ -15,7 +15,6 @@ impl Wordings {
     /// From a table that was set a moment ago. Only rules that stand in the same place under the
     /// same name count as the same.
     pub fn learn(&mut self, wanted: &Picture, found: &Picture) {
-        self.0.clear();
         for (chain, rules) in &wanted.rules {
             let printed = found.rules.get(chain).map_or(&[][..], Vec::as_slice);
             for (ours, theirs) in rules.iter().zip(printed) {

@@ -52,8 +52,8 @@ impl Nftables {
         }
     }
 
-    /// How the kernel differs from `wanted`. With `just_set`, another wording of a rule is how this
-    /// `nft` speaks, and is learnt.
+    /// How the kernel differs from `wanted`. With `just_set` every rule there is ours and of this
+    /// moment, so another wording of it is how this `nft` speaks, and is learnt.
     fn compare(&self, wanted: &Picture, just_set: bool) -> Result<Vec<String>, RedirectError> {
         let Some(found) = Self::read()? else {
             return Ok(vec![format!("+ table inet {}", ruleset::TABLE)]);
@@ -71,7 +71,7 @@ impl Nftables {
         let known = self.known.take();
         let done = match &known {
             Some(known) if *known != ruleset => match Self::load(&json::change(known, &ruleset)) {
-                Ok(()) => self.compare(&wanted, true)?.is_empty(),
+                Ok(()) => self.compare(&wanted, false)?.is_empty(),
                 // Somebody edited the table meanwhile.
                 Err(error) => {
                     tracing::info!(%error, "the rules cannot be changed as they are, so all are replaced");

@@ -1,6 +1,6 @@
 //! Policy -> ruleset, as data: one private table.
 //!
-//! [`build`] is pure. What it returns is rendered twice, to the JSON that `nft -j -f -` takes
+//! [`build()`] is pure. What it returns is rendered twice, to the JSON that `nft -j -f -` takes
 //! ([`json`]) and to text for people ([`text`]), and a kernel test holds both to the same state.
 //!
 //! # Shape

@@ -79,6 +79,24 @@ fn liveness_touches_no_rule() {
     });
 }
 
+/// An edit that keeps a rule's name is not taken for the way in which nft words it.
+#[test]
+fn a_change_beside_an_edit_repairs_the_edit() {
+    Space::new().run(|| {
+        let firewall = Nftables::new();
+        firewall.apply(&live(two_users())).unwrap();
+        let listing = run_nft(&["-a", "list", "chain", "inet", "enmesh", "guard_in"]);
+        let rule = listing.lines().find(|line| line.contains("in the clear")).unwrap();
+        let handle = rule.rsplit(' ').next().unwrap();
+        let name = "comment \"services' ports in the clear\"";
+        run_nft(&["replace", "rule", "inet", "enmesh", "guard_in", "handle", handle, "accept", name]);
+        // Both leave the chain `guard_in` as it is.
+        for desired in [down(two_users()), live(two_users())] {
+            assert_eq!(apply_and_observe(&firewall, &desired), Vec::<String>::new());
+        }
+    });
+}
+
 /// Tells one table `inet enmesh` from its successor.
 fn table_handle() -> String {
     let listing = run_nft(&["-a", "list", "tables"]);
