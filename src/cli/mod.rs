@@ -12,7 +12,6 @@ mod run;
 mod status;
 mod wait;
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -98,7 +97,7 @@ pub fn main() -> ExitCode {
             };
         }
     };
-    let json = cli.global.json || std::env::args_os().any(|argument| argument == OsString::from("--json"));
+    let json = cli.global.json || std::env::args_os().any(|argument| argument == "--json");
     match dispatch(cli) {
         Ok(answer) => answer.print(json),
         Err(fault) => output::print_fault(&fault, json),

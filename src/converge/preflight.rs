@@ -40,7 +40,7 @@ fn strangers(plan: &Plan) -> Vec<ConvergeError> {
         let owner = plan.services.values().find(|service| service.sidecar.uid == uid)?;
         let name = process::name_of(pid)?;
         let ours = is_sidecar(&name) || namespace_of(&pid.to_string()) != here;
-        (!ours).then(|| ConvergeError::Stranger { pid, name, uid: owner.sidecar.uid })
+        (!ours).then_some(ConvergeError::Stranger { pid, name, uid: owner.sidecar.uid })
     };
     pids.into_iter().filter_map(stranger).collect()
 }

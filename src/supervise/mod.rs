@@ -110,7 +110,7 @@ impl Supervisor {
         Supervisor { shared: Rc::new(shared), exchange: Mutex::new(()) }
     }
 
-    async fn start_sidecar(&self, spec: &UnitSpec) -> Result<(), Fault> {
+    async fn start_sidecar(&self, spec: &UnitSpec, live: LocalFuture<'_, ()>) -> Result<(), Fault> {
         let name = spec.process_name();
         let mut events = {
             let _alone = self.exchange.lock().await;
@@ -134,7 +134,10 @@ impl Supervisor {
             self.keep(spec, name, process);
             events
         };
-        self.settle(&spec.instance, &mut events).await
+        tokio::select! {
+            settled = self.settle(&spec.instance, &mut events) => settled,
+            () = live => Ok(()),
+        }
     }
 
     fn runs_as(&self, instance: &str, name: &str) -> bool {
@@ -204,8 +207,12 @@ impl Units for Supervisor {
         "supervise"
     }
 
-    fn start<'a>(&'a self, spec: &'a UnitSpec) -> LocalFuture<'a, Result<(), Fault>> {
-        Box::pin(self.start_sidecar(spec))
+    fn start_until<'a>(
+        &'a self,
+        spec: &'a UnitSpec,
+        live: LocalFuture<'a, ()>,
+    ) -> LocalFuture<'a, Result<(), Fault>> {
+        Box::pin(self.start_sidecar(spec, live))
     }
 
     fn stop<'a>(&'a self, instance: &'a str) -> LocalFuture<'a, Result<(), Fault>> {

@@ -101,7 +101,11 @@ impl Units for Recorded {
         "recorded"
     }
 
-    fn start<'a>(&'a self, spec: &'a UnitSpec) -> LocalFuture<'a, Result<(), Fault>> {
+    fn start_until<'a>(
+        &'a self,
+        spec: &'a UnitSpec,
+        _live: LocalFuture<'a, ()>,
+    ) -> LocalFuture<'a, Result<(), Fault>> {
         Box::pin(async move { self.start_one(spec) })
     }
 

@@ -217,7 +217,7 @@ impl Shared {
         read.await.map_err(|e| call_failed("Get", unit, e))
     }
 
-    async fn start(&self, spec: &UnitSpec) -> Result<(), Fault> {
+    async fn start(&self, spec: &UnitSpec, live: LocalFuture<'_, ()>) -> Result<(), Fault> {
         let unit = escape::unit(&spec.instance);
         let manager = self.manager().await?;
         let written = dropin::write(&self.root, spec, self.version.get())?;
@@ -238,7 +238,7 @@ impl Shared {
         self.forget_failure(&spec.instance);
         let mut events = self.events.subscribe();
         self.job(Verb::Start, &unit).await?;
-        self.settle(&spec.instance, &unit, &mut events).await
+        self.settle(&spec.instance, &unit, &mut events, live).await
     }
 
     /// Watches what has just started for a moment, because a program that does not like its
@@ -248,6 +248,7 @@ impl Shared {
         instance: &str,
         unit: &str,
         events: &mut broadcast::Receiver<UnitEvent>,
+        live: LocalFuture<'_, ()>,
     ) -> Result<(), Fault> {
         let fails = async {
             // A failure before it was active is the end of the process that ran until now.
@@ -262,7 +263,10 @@ impl Shared {
                 }
             }
         };
-        let ended = tokio::time::timeout(self.limits.settle, fails).await.is_ok();
+        let ended = tokio::select! {
+            ended = tokio::time::timeout(self.limits.settle, fails) => ended.is_ok(),
+            () = live => return Ok(()),
+        };
         let now = self.look(unit).await?;
         if now.status.state == UnitState::Inactive && !now.condition {
             return Err(SystemdError::Skipped { unit: unit.to_owned() }.into());
@@ -315,8 +319,12 @@ impl Units for Systemd {
         "systemd"
     }
 
-    fn start<'a>(&'a self, spec: &'a UnitSpec) -> LocalFuture<'a, Result<(), Fault>> {
-        Box::pin(self.shared.start(spec))
+    fn start_until<'a>(
+        &'a self,
+        spec: &'a UnitSpec,
+        live: LocalFuture<'a, ()>,
+    ) -> LocalFuture<'a, Result<(), Fault>> {
+        Box::pin(self.shared.start(spec, live))
     }
 
     fn stop<'a>(&'a self, instance: &'a str) -> LocalFuture<'a, Result<(), Fault>> {

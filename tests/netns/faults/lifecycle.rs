@@ -14,7 +14,10 @@ fn assert_gone(bed: &Bed, id: &str, api: &serde_json::Value, port: u64) {
         let ruled = bed.rules().contains(&format!(":{port}")) || bed.rules().contains(&port.to_string());
         let listed = !status["services"][id].is_null();
         if running || folder || ruled || listed {
-            return Err(format!("runs {running} folder {folder} rules {ruled} status {listed}\n{}", bed.rules()));
+            return Err(format!(
+                "runs {running} folder {folder} rules {ruled} status {listed}\n{}",
+                bed.rules()
+            ));
         }
         Ok(status)
     });

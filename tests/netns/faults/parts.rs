@@ -214,12 +214,15 @@ fn rules_that_somebody_flushed_are_put_back() {
 fn a_route_that_somebody_removed_is_put_back() {
     let mut bed = Bed::new();
     bed.start().await_ready();
-    let routes = || bed.namespace.run_async(|| async { enmesh::netns::our_virtual_routes().await.unwrap() }).unwrap();
+    let routes =
+        || bed.namespace.run_async(|| async { enmesh::netns::our_virtual_routes().await.unwrap() }).unwrap();
     let before = routes();
     assert_eq!(before.len(), 1);
     for net in &before {
         let net = *net;
-        bed.namespace.run_async(|| async move { enmesh::netns::remove_virtual_route(net).await.unwrap() }).unwrap();
+        bed.namespace
+            .run_async(|| async move { enmesh::netns::remove_virtual_route(net).await.unwrap() })
+            .unwrap();
     }
     assert!(routes().is_empty());
     bed.signal(Signal::SIGHUP);
