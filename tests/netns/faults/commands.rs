@@ -10,7 +10,11 @@ fn plan_tells_changes_by_its_status_and_touches_nothing() {
     let before = (bed.files(), bed.nft(&["list", "ruleset"], "").unwrap());
     for arguments in [&["plan"][..], &["plan", "--json"], &["plan", "--exit-code"]] {
         let said = bed.run(arguments);
-        assert_eq!(said.code, Some(if arguments.len() == 2 && arguments[1] == "--exit-code" { 2 } else { 0 }), "{said:?}");
+        assert_eq!(
+            said.code,
+            Some(if arguments.len() == 2 && arguments[1] == "--exit-code" { 2 } else { 0 }),
+            "{said:?}"
+        );
     }
     assert_eq!((bed.files(), bed.nft(&["list", "ruleset"], "").unwrap()), before, "on a fresh host");
     bed.start().await_ready();
@@ -84,11 +88,18 @@ fn without_a_daemon_status_says_so_with_69() {
 fn every_command_answers_with_one_json_document() {
     let mut bed = Bed::new();
     let every = |bed: &Bed, down: bool| {
-        let mut commands: Vec<Vec<&str>> =
-            [&["plan"][..], &["check"], &["status"], &["apply"], &["wait", "api", "--timeout", "2s"], &["ca", "init"], &["render", "iptables"]]
-                .iter()
-                .map(|arguments| arguments.to_vec())
-                .collect();
+        let mut commands: Vec<Vec<&str>> = [
+            &["plan"][..],
+            &["check"],
+            &["status"],
+            &["apply"],
+            &["wait", "api", "--timeout", "2s"],
+            &["ca", "init"],
+            &["render", "iptables"],
+        ]
+        .iter()
+        .map(|arguments| arguments.to_vec())
+        .collect();
         commands.extend(KINDS.iter().map(|kind| vec!["render", kind]));
         if down {
             commands.push(vec!["down", "nobody"]);
@@ -111,7 +122,8 @@ fn every_command_answers_with_one_json_document() {
 #[test]
 fn a_slip_on_the_command_line_is_64() {
     let bed = Bed::new();
-    for arguments in [&["nonsense"][..], &["render"], &["render", "nonsense"], &["status", "--nonsense"], &[]] {
+    for arguments in [&["nonsense"][..], &["render"], &["render", "nonsense"], &["status", "--nonsense"], &[]]
+    {
         let said = bed.run(arguments);
         assert_eq!(said.code, Some(64), "{arguments:?}: {said:?}");
         assert!(!said.err.is_empty());

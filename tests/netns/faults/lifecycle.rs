@@ -14,7 +14,10 @@ fn assert_gone(bed: &Bed, id: &str, api: &serde_json::Value, port: u64) {
         let ruled = bed.rules().contains(&format!(":{port}")) || bed.rules().contains(&port.to_string());
         let listed = !status["services"][id].is_null();
         if running || folder || ruled || listed {
-            return Err(format!("runs {running} folder {folder} rules {ruled} status {listed}\n{}", bed.rules()));
+            return Err(format!(
+                "runs {running} folder {folder} rules {ruled} status {listed}\n{}",
+                bed.rules()
+            ));
         }
         Ok(status)
     });
@@ -37,7 +40,9 @@ fn a_removed_service_goes_and_comes_back_with_what_it_had() {
     bed.remove(WEB_FILE);
     assert_gone(&bed, "web", &api, port);
     bed.write(WEB_FILE, WEB);
-    let status = bed.await_ready();
+    let status = bed.await_status("its return", LIMIT, |status| {
+        (status["services"]["web"]["phase"] == "live").then(|| status.clone())
+    });
     assert_eq!(status["services"]["web"]["outbound_port"], port);
     assert_eq!(status["services"]["api"]["pid"], api);
 }
@@ -55,8 +60,9 @@ fn a_renamed_service_is_another_one() {
     let (bed, api, port) = settled();
     bed.write(WEB_FILE, WEB.replace("\"web\"", "\"shop\""));
     assert_gone(&bed, "web", &api, port);
-    let status = bed.await_ready();
-    assert_eq!(status["services"]["shop"]["phase"], "live");
+    let status = bed.await_status("the other one", LIMIT, |status| {
+        (status["services"]["shop"]["phase"] == "live").then(|| status.clone())
+    });
     assert!(status["services"]["shop"]["identity"].as_str().unwrap().ends_with("/svc/shop"));
 }
 

@@ -50,7 +50,7 @@ fn a_file_that_turns_bad_leaves_its_last_good_in_force() {
         ("ENM-C011", b"name = \"web\"\nport = 99999\n".to_vec()),
         ("ENM-C012", b"".to_vec()),
         ("ENM-C012", b"port = 8081\n".to_vec()),
-        ("ENM-C007", b"name = \"web\"\nname = \"web\"\n".to_vec()),
+        ("ENM-C005", b"name = \"web\"\nname = \"web\"\n".to_vec()),
     ];
     for (code, contents) in cases {
         turns_bad(&mut bed, code, &contents);
@@ -69,8 +69,21 @@ fn a_file_that_turns_bad_leaves_its_last_good_in_force() {
 fn hostile_names_come_to_nothing() {
     let mut bed = settled();
     let names = [
-        "a\\\"; drop", "a\\nb", "a; rm -rf /", "$(touch x)", "`id`", "../../etc/passwd", "a b", "a/b", "%n%s",
-        "-rf", "", "\\u0000", "a\\u001b[31m", "a' or '1'='1", "} flush ruleset {",
+        "a\\\"; drop",
+        "a\\nb",
+        "a; rm -rf /",
+        "$(touch x)",
+        "`id`",
+        "../../etc/passwd",
+        "a b",
+        "a/b",
+        "%n%s",
+        "-rf",
+        "",
+        "\\u0000",
+        "a\\u001b[31m",
+        "a' or '1'='1",
+        "} flush ruleset {",
     ];
     for name in names {
         let before = bed.files().len();
@@ -78,7 +91,8 @@ fn hostile_names_come_to_nothing() {
         bed.write(WEB_FILE, format!("name = \"{name}\"\nport = 8081\n"));
         bed.await_status(name, SOON, |status| {
             let faults = status["faults"].as_array()?;
-            let coded = |fault: &serde_json::Value| fault["code"].as_str().is_some_and(|c| c.starts_with("ENM-C"));
+            let coded =
+                |fault: &serde_json::Value| fault["code"].as_str().is_some_and(|c| c.starts_with("ENM-C"));
             faults.iter().any(coded).then_some(())
         });
         bed.assert_holds(&held);
