@@ -93,7 +93,7 @@ pub struct Bed {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Held {
     pub pids: BTreeMap<String, u64>,
-    pub rules: String,
+    pub rules: Vec<String>,
 }
 
 impl Bed {
@@ -313,7 +313,10 @@ impl Bed {
         let pid = |service: &Value| service["pid"].as_u64().unwrap_or_default();
         let services = status["services"].as_object().unwrap();
         let pids = services.iter().map(|(id, service)| (id.clone(), pid(service))).collect();
-        Held { pids, rules: self.rules() }
+        let rules = self.rules();
+        // A new generation of the same rules is fine.
+        let rules = rules.lines().filter(|line| !line.contains("enmesh:gen:")).map(str::to_owned).collect();
+        Held { pids, rules }
     }
 
     /// That nothing of what held has changed, and every sidecar of it really takes connections.

@@ -50,7 +50,7 @@ fn a_file_that_turns_bad_leaves_its_last_good_in_force() {
         ("ENM-C011", b"name = \"web\"\nport = 99999\n".to_vec()),
         ("ENM-C012", b"".to_vec()),
         ("ENM-C012", b"port = 8081\n".to_vec()),
-        ("ENM-C007", b"name = \"web\"\nname = \"web\"\n".to_vec()),
+        ("ENM-C005", b"name = \"web\"\nname = \"web\"\n".to_vec()),
     ];
     for (code, contents) in cases {
         turns_bad(&mut bed, code, &contents);
