@@ -83,6 +83,9 @@ impl Engine {
     pub async fn open(root: Root, purpose: Purpose) -> Result<(Engine, Vec<Fault>), Fault> {
         let (state, unreadable) = State::load(&root)?;
         let config = load(&root, &state);
+        if purpose == Purpose::Converge {
+            preflight::capabilities(!facts::runs_systemd(&root, &config.host))?;
+        }
         let adapters = Adapters::choose(&root, &config.host).await?;
         let publisher = Publisher::new(root.clone());
         let names = Names::default();
