@@ -1,7 +1,7 @@
 //! The one way through: configuration -> plan -> host.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::SystemTime;
 
@@ -12,12 +12,13 @@ use super::change::{Change, Kind, Subject};
 use super::error::ConvergeError;
 use super::facts;
 use super::names::Names;
+use super::preflight;
 use super::sidecar::{Around, Phase, SidecarStatus};
 use super::state::{Remembered, State};
 use crate::base::units::Units;
 use crate::base::{Fault, Root};
 use crate::config::value::ServiceId;
-use crate::config::{self, Config};
+use crate::config::{self, Config, ServiceConfig};
 use crate::envoy::Publisher;
 use crate::netns;
 use crate::plan::{self, Plan, ServicePlan};
@@ -153,14 +154,18 @@ impl Engine {
 
     /// Makes `intent` true.
     ///
-    /// In this order: what was given out is remembered, so that no crash gives it out twice; the
+    /// Nothing is touched when the host is not fit for it (see `preflight`). Else in this order: what was given out is remembered, so that no crash gives it out twice; the
     /// rules come up with only those sidecars live that are so already, so that what is not yet in
     /// the mesh is closed rather than in the clear; each sidecar gets its certificates and files,
     /// starts, and is live; the rules let traffic to it; sidecars that no plan knows any more end;
     /// the generation is recorded.
     pub async fn converge(&mut self, intent: Intent) -> Outcome {
         let Intent { config, plan } = intent;
-        let mut faults = Vec::new();
+        let mut faults = match preflight::check(&plan) {
+            Ok(reasons) if reasons.is_empty() => Vec::new(),
+            Ok(reasons) => return Outcome { faults: reasons },
+            Err(fault) => return Outcome { faults: vec![fault] },
+        };
         self.state.allocations = plan.allocations.clone();
         keep(&mut faults, self.state.save(&self.root));
         self.sidecars.retain(|id, _| plan.services.contains_key(id));
@@ -410,6 +415,11 @@ impl Engine {
                 return Err(ConvergeError::NoService { id: name.clone() }.into());
             }
         }
+        if self.plan.is_none() {
+            // Knowing the services, their connections can be drained; not knowing them is no reason to
+            // leave them up.
+            self.plan = self.intend().await.ok().map(|intent| intent.plan);
+        }
         let all = names.is_empty();
         let going = if all { known } else { names.iter().cloned().collect() };
         let mut faults = Vec::new();
@@ -422,7 +432,10 @@ impl Engine {
                 None => around.stop(instance).await,
             };
             keep(&mut faults, ended);
-            self.sidecars.retain(|id, _| id.as_str() != instance);
+            if let Ok(id) = instance.parse::<ServiceId>() {
+                keep(&mut faults, self.adapters.mesh.forget(&id).await);
+                self.sidecars.remove(&id);
+            }
         }
         if all {
             keep(&mut faults, self.remove_rules().await);
@@ -432,19 +445,56 @@ impl Engine {
             self.state.services.clear();
         } else {
             self.state.down.extend(going.iter().filter_map(|name| name.parse().ok()));
+            faults.extend(self.go_on_without().await);
         }
         keep(&mut faults, self.state.save(&self.root));
         Ok(Outcome { faults })
     }
 
+    /// After some services went: what is left of the plan. Without a plan in force (nobody runs as a
+    /// daemon) only the rules follow, because sidecars that nobody started are not asked for.
+    async fn go_on_without(&mut self) -> Vec<Fault> {
+        let intent = match self.intend().await {
+            Ok(intent) => intent,
+            Err(fault) => return vec![fault],
+        };
+        if self.plan.is_some() {
+            return self.converge(intent).await.faults;
+        }
+        let mut faults = Vec::new();
+        let desired = Desired { policy: intent.plan.redirect.clone(), live: BTreeSet::new() };
+        match self.adapters.firewall.observe(&desired) {
+            Ok(seen) if seen.generation.is_some() => {
+                self.look_at_new(&intent.plan).await;
+                keep(&mut faults, self.apply_rules(&intent.plan).await);
+            }
+            Ok(_) => {}
+            Err(fault) => faults.push(fault),
+        }
+        faults
+    }
+
     async fn known_instances(&self) -> Result<BTreeSet<String>, Fault> {
         let planned = self.plan.iter().flat_map(|plan| plan.services.keys().map(ToString::to_string));
-        Ok(self.adapters.units.list().await?.into_iter().chain(planned).collect())
+        let remembered = self.state.services.keys().map(ToString::to_string);
+        Ok(self.adapters.units.list().await?.into_iter().chain(planned).chain(remembered).collect())
     }
 
     /// Takes back an earlier `down` of the services named, or of all.
-    pub fn lift_down(&mut self, names: &[String]) {
+    ///
+    /// # Errors
+    /// `ENM-D007` a name that no service has.
+    pub fn lift_down(&mut self, names: &[String]) -> Result<(), Fault> {
+        let config = load(&self.root, &self.state);
+        let here = |name: &String| {
+            let ids = config.services.iter().map(ServiceConfig::id);
+            ids.chain(self.state.services.keys().cloned()).any(|id| id.as_str() == name)
+        };
+        if let Some(name) = names.iter().find(|name| !here(name)) {
+            return Err(ConvergeError::NoService { id: name.clone() }.into());
+        }
         self.state.down.retain(|id| !names.is_empty() && !names.iter().any(|name| name == id.as_str()));
+        Ok(())
     }
 
     /// Ends what must not outlive this process: the resolver always, the sidecars where enmesh itself
@@ -490,7 +540,10 @@ pub async fn look(root: &Root) -> Result<Intent, Fault> {
 /// The configuration as it counts: a bad host file leaves the last good one in force, and what
 /// `enmesh down` took out stays out.
 fn load(root: &Root, state: &State) -> Config {
-    let mut config = config::load(root, &|name| std::env::var(name).ok());
+    let in_force = |id: &ServiceId, file: &Path| {
+        state.services.get(id).is_some_and(|service| ServiceConfig::from(service).source == file)
+    };
+    let mut config = config::load_beside(root, &|name| std::env::var(name).ok(), &in_force);
     if let (false, Some(host)) = (config.host_ok, &state.host) {
         config.host = host.clone();
     }

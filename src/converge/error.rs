@@ -83,6 +83,28 @@ pub enum ConvergeError {
         /// The system's answer.
         source: std::io::Error,
     },
+    /// Somebody else redirects traffic on this host.
+    #[error("{owner} redirects traffic on this host as well ({place})")]
+    ForeignRedirector {
+        /// Whose it is.
+        owner: &'static str,
+        /// Where it is.
+        place: String,
+        /// The command that removes it.
+        removal: String,
+    },
+    /// A program runs as the sidecars' user.
+    #[error(
+        "process {pid} ({name}) runs as the sidecars' user (uid {uid}) and is no sidecar: it would bypass the mesh unseen"
+    )]
+    Stranger {
+        /// The process.
+        pid: u32,
+        /// Its name.
+        name: String,
+        /// The user.
+        uid: u32,
+    },
     /// The deed was done and the world still differs.
     #[error("after converging, the host still differs: {detail}")]
     StillDiffers {
@@ -105,6 +127,8 @@ impl Explain for ConvergeError {
             ConvergeError::Watch { .. } => "ENM-D009",
             ConvergeError::Listen { .. } => "ENM-D010",
             ConvergeError::StillDiffers { .. } => "ENM-D011",
+            ConvergeError::ForeignRedirector { .. } => "ENM-D012",
+            ConvergeError::Stranger { .. } => "ENM-D013",
         }
     }
 
@@ -134,6 +158,12 @@ impl Explain for ConvergeError {
             ConvergeError::Listen { socket, .. } => {
                 format!("check that the folder of {} exists and can be written", socket.display())
             }
+            ConvergeError::ForeignRedirector { removal, .. } => {
+                format!("two redirectors take each other's traffic; remove the other one: {removal}")
+            }
+            ConvergeError::Stranger { pid, .. } => format!(
+                "run it under a user of its own (`ps -o args= -p {pid}` shows what it is), or give the sidecars another with [envoy] user"
+            ),
             ConvergeError::StillDiffers { .. } => {
                 "something else on this host edits what enmesh set; `enmesh plan` shows the difference".to_owned()
             }
