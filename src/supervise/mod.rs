@@ -123,6 +123,7 @@ impl Supervisor {
                 Some(mut old) => old.process.end(self.shared.timing.grace).await?,
                 None => {}
             }
+            leftover::announce(&self.shared.root, spec)?;
             let process = Process::spawn(spec)?;
             leftover::record(&self.shared.root, &spec.instance, &process)?;
             let events = self.shared.events.subscribe();
