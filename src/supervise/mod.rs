@@ -124,7 +124,13 @@ impl Supervisor {
                 None => {}
             }
             leftover::announce(&self.shared.root, spec)?;
-            let process = Process::spawn(spec)?;
+            let process = match Process::spawn(spec) {
+                Ok(process) => process,
+                Err(error) => {
+                    leftover::forget(&self.shared.root, &spec.instance)?;
+                    return Err(error.into());
+                }
+            };
             leftover::record(&self.shared.root, &spec.instance, &process)?;
             let events = self.shared.events.subscribe();
             self.keep(spec, name, process);
