@@ -144,6 +144,12 @@ impl Engine {
     /// The mesh or the host cannot be read; what is in force stays in force.
     pub async fn intend(&mut self) -> Result<Intent, Fault> {
         let config = load(&self.root, &self.state);
+        // Nothing is done by halves of a file: there is a last good host file, or nothing to do.
+        if let (false, None) = (config.host_ok, &self.state.host)
+            && let Some(fault) = config.errors.iter().find(|fault| fault.service.is_none())
+        {
+            return Err(fault.clone());
+        }
         self.adapters.use_mesh(&self.root, &config.host)?;
         if self.purpose == Purpose::Converge {
             self.adapters.mesh.prepare(SystemTime::now()).await?;

@@ -200,3 +200,34 @@ fn a_bad_host_file_leaves_the_last_good_host_in_force_also_after_a_restart() {
     bed.await_ready();
     bed.assert_holds(&held);
 }
+
+/// A fresh host has no last good to go back to, and half of a file is nobody's wish.
+#[test]
+fn a_bad_host_file_on_a_fresh_host_does_nothing_until_it_is_corrected() {
+    let mut bed = Bed::new();
+    bed.write(HOST_FILE, bed.host_file("\n[static]\nleaf_ttl = \"10s\"\n"));
+    let said = bed.run(&["apply"]);
+    assert_eq!(said.code, Some(65), "{said:?}");
+    assert!(said.err.contains("ENM-C050") && said.err.contains("hint"), "{said:?}");
+    bed.start().await_fault("ENM-C050");
+    assert_eq!((bed.rules().as_str(), bed.envoys().len(), bed.alive()), ("-", 0, true));
+    bed.write(HOST_FILE, bed.host_file(""));
+    bed.await_ready();
+}
+
+/// Where certificates come from elsewhere and the next one is late, the daemon waits quietly.
+#[test]
+fn an_overdue_certificate_from_elsewhere_is_waited_for_in_peace() {
+    let mut bed = Bed::bare();
+    bed.write(crate::host_bed::API_FILE, crate::host_bed::API);
+    assert_eq!(bed.run(&["ca", "init"]).code, Some(0));
+    let out = bed.path(CA);
+    // It is dated back for clocks that differ, so that most of so short a life is over already.
+    let said = bed.run(&["ca", "issue", "api", "--ttl", "14s", "--out", out.to_str().unwrap()]);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    fs::remove_file(out.join("root.key")).unwrap();
+    bed.start().await_ready();
+    std::thread::sleep(std::time::Duration::from_secs(8));
+    let count = bed.status()["converged_count"].as_u64().unwrap();
+    assert!(count < 5, "{count} rounds\n{}", bed.log());
+}
