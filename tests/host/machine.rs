@@ -10,15 +10,21 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use enmesh::base::exec::{self, Output};
+use serde_json::Value;
 
+use crate::cable::Cable;
 use crate::tree;
 
 /// What a boot may take; it takes about three seconds when nothing else runs.
 const BOOT: Duration = Duration::from_secs(90);
 /// What a command inside may take.
 const COMMAND: Duration = Duration::from_secs(120);
+/// What anything else may take that happens by itself.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// Where this test program is seen inside.
 pub const ITSELF: &str = "/host-test";
+/// Where programs are.
+const PATH: &str = "PATH=/usr/sbin:/usr/bin:/sbin:/bin";
 /// Starts a program in a control group: `$1` is the group, the rest the command. There is no way to
 /// do this between fork and exec in safe Rust.
 const IN_GROUP: &str = r#"echo $$ >"$1/cgroup.procs" && shift && exec "$@""#;
@@ -30,12 +36,18 @@ pub struct Machine {
     group: PathBuf,
     container: Option<Child>,
     leader: u32,
+    cable: Option<Cable>,
 }
 
 impl Machine {
     /// Boots a machine with enmesh installed as its package would (unit files, users, the program;
     /// `enmesh.service` not enabled) and waits until it is up.
     pub fn boot(name: &str) -> Machine {
+        Machine::boot_with(name, |_| ())
+    }
+
+    /// The same after `prepare` has done what somebody did to the tree before the first boot.
+    pub fn boot_with(name: &str, prepare: impl FnOnce(&Path)) -> Machine {
         assert!(nix::unistd::geteuid().is_root(), "the host tests need root");
         static COUNT: AtomicU32 = AtomicU32::new(0);
         sweep();
@@ -43,8 +55,9 @@ impl Machine {
         let base = tree::base();
         let folder = base.with_file_name("machines").join(&name);
         let group = unified().join(&name);
-        let mut machine = Machine { name, folder, group, container: None, leader: 0 };
+        let mut machine = Machine { name, folder, group, container: None, leader: 0, cable: None };
         machine.lay_out(&base);
+        prepare(&machine.tree());
         machine.start();
         machine.wait_running();
         machine
@@ -55,7 +68,6 @@ impl Machine {
         let tree = self.tree();
         must(tool("cp"), &["-a", text(base), text(&tree)]);
         install(&tree);
-        must(tool("ip"), &["netns", "add", &self.name]);
         fs::create_dir(&self.group).expect("a control group can be made");
     }
 
@@ -65,6 +77,9 @@ impl Machine {
 
     #[expect(clippy::disallowed_methods, reason = "the machine runs beside the test until its end")]
     fn start(&mut self) {
+        // Another boot finds nothing in the kernel that an earlier one has left there.
+        self.cable = None;
+        self.cable = Some(Cable::lay(&self.name));
         let console = File::create(self.folder.join("console")).expect("target can be written");
         let itself = std::env::current_exe().expect("a program knows where it is");
         let child = Command::new("/bin/sh")
@@ -75,11 +90,12 @@ impl Machine {
             .args(["--boot", "--register=no", "--keep-unit", "--quiet", "--console=pipe"])
             .arg(format!("--machine={}", self.name))
             .arg(format!("--network-namespace-path=/run/netns/{}", self.name))
+            // Only a network that nspawn makes itself would bring this along.
+            .arg("--capability=CAP_NET_ADMIN")
             .arg(format!("--bind-ro={}:{ITSELF}", itself.display()))
-            .arg(format!("--bind-ro={}:/usr/bin/enmesh", env!("CARGO_BIN_EXE_enmesh")))
             .arg(format!("--bind-ro={}:/usr/bin/envoy", envoy().display()))
             .env_clear()
-            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("PATH", PATH.trim_start_matches("PATH="))
             // The machine gets control groups of version 2 even where this one has others too.
             .env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1")
             .stdin(Stdio::null())
@@ -112,6 +128,11 @@ impl Machine {
         }
     }
 
+    /// The machine's cable, with its two ends.
+    pub fn cable(&self) -> &Cable {
+        self.cable.as_ref().expect("it was laid at the start")
+    }
+
     fn console(&self) -> String {
         fs::read_to_string(self.folder.join("console")).unwrap_or_default()
     }
@@ -124,7 +145,7 @@ impl Machine {
     /// Runs a command inside, as root, and waits for its end.
     pub fn run(&self, command: &[&str]) -> Output {
         let leader = self.leader.to_string();
-        let mut arguments = vec!["--target", &leader, "--all", "--wd=/", "--"];
+        let mut arguments = vec!["--target", &leader, "--all", "--wd=/", "--", "/usr/bin/env", PATH];
         arguments.extend(command);
         exec::run(&tool("nsenter"), &arguments, b"", COMMAND).expect("nsenter runs")
     }
@@ -135,6 +156,46 @@ impl Machine {
         let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success(), "{command:?} failed inside:\n{stdout}\n{}", output.stderr);
         stdout
+    }
+
+    /// Sends a signal to a process inside.
+    pub fn signal(&self, signal: &str, pid: &str) {
+        // The shell's own `kill`: a small Debian has no program of that name.
+        self.must(&["/bin/sh", "-c", &format!("kill -{signal} {pid}")]);
+    }
+
+    /// A property of a unit.
+    pub fn property(&self, unit: &str, name: &str) -> String {
+        self.must(&["systemctl", "show", "--value", "--property", name, unit]).trim().to_owned()
+    }
+
+    /// What `enmesh status` says; null when no daemon answers.
+    pub fn status(&self) -> Value {
+        serde_json::from_slice(&self.run(&["enmesh", "status", "--json"]).stdout).unwrap_or_default()
+    }
+
+    /// The rules in force, without counters; `None` when there are none.
+    pub fn rules(&self) -> Option<String> {
+        let listed = self.run(&["nft", "--stateless", "list", "table", "inet", "enmesh"]);
+        listed.status.success().then(|| String::from_utf8_lossy(&listed.stdout).into_owned())
+    }
+
+    /// Looks again and again until `look` has found something; says the journal's end when it never does.
+    pub fn until<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(found) = look() {
+                return found;
+            }
+            let status = || format!("{:#}\n{}", self.status(), self.journal());
+            assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}\n{}", status());
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits until everything is live and nothing is wrong; the status then.
+    pub fn until_ready(&self) -> Value {
+        self.until("ready", || Some(self.status()).filter(|status| status["ready"] == true))
     }
 
     /// Runs one of the tests in [`crate::inner`] inside.
@@ -149,15 +210,21 @@ impl Machine {
         assert!(passed, "{test} failed inside; the journal's end:\n{}", self.journal());
     }
 
-    fn journal(&self) -> String {
+    /// The journal's end.
+    pub fn journal(&self) -> String {
         let output = self.run(&["journalctl", "--no-pager", "--lines=60"]);
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
+    /// A path inside, as seen from here: through the leader's root, because /run and /tmp are file
+    /// systems that only it sees.
+    pub fn path(&self, path: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root", self.leader)).join(path.trim_start_matches('/'))
+    }
+
     /// Writes a file inside; makes the folders above it.
     pub fn write_file(&self, path: &str, contents: &[u8], mode: u32) {
-        // Through the leader's root, because /run and /tmp are file systems that only it sees.
-        let path = PathBuf::from(format!("/proc/{}/root", self.leader)).join(path.trim_start_matches('/'));
+        let path = self.path(path);
         fs::create_dir_all(path.parent().expect("a file has a folder")).expect("a folder can be made");
         fs::write(&path, contents).expect("a file can be written");
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("a mode can be set");
@@ -184,6 +251,7 @@ impl Drop for Machine {
         if let Some(mut container) = self.container.take() {
             let _ = container.wait();
         }
+        self.cable = None;
         clear_away(&self.name, &self.group, &self.folder);
     }
 }
@@ -200,7 +268,7 @@ fn pull_the_plug(group: &Path) {
 }
 
 fn clear_away(name: &str, group: &Path, folder: &Path) {
-    let _ = exec::run(&tool("ip"), &["netns", "delete", name], b"", COMMAND);
+    Cable::clear_away(name);
     let _ = fs::remove_dir(Path::new("/run/systemd/nspawn/propagate").join(name));
     remove_groups(group);
     let _ = fs::remove_dir_all(folder);
@@ -262,6 +330,22 @@ fn install(tree: &Path) {
         fs::copy(&from, &to).unwrap_or_else(|e| panic!("{} to {}: {e}", from.display(), to.display()));
     }
     must(tool("systemd-sysusers"), &[&format!("--root={}", tree.display()), "enmesh.conf"]);
+    // A file of the machine's own, so that it can be replaced there.
+    let program = Path::new(env!("CARGO_BIN_EXE_enmesh"));
+    let there = tree.join("usr/bin/enmesh");
+    fs::hard_link(program, &there).or_else(|_| fs::copy(program, &there).map(drop)).expect("room for enmesh");
+}
+
+/// Writes a file of a tree that is not booted yet.
+pub fn put(tree: &Path, path: &str, contents: impl AsRef<[u8]>) {
+    let path = tree.join(path.trim_start_matches('/'));
+    fs::create_dir_all(path.parent().expect("a file has a folder")).expect("a folder can be made");
+    fs::write(&path, contents).expect("a file can be written");
+}
+
+/// Has a tree start enmesh when it boots.
+pub fn enable(tree: &Path) {
+    must(tool("systemctl"), &[&format!("--root={}", tree.display()), "enable", "enmesh.service"]);
 }
 
 /// Envoy on this machine.
@@ -273,7 +357,7 @@ fn envoy() -> PathBuf {
     path
 }
 
-fn tool(name: &str) -> PathBuf {
+pub(crate) fn tool(name: &str) -> PathBuf {
     exec::find(name).unwrap_or_else(|fault| panic!("{}: {}", fault.message, fault.hint))
 }
 
@@ -281,7 +365,7 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("paths here are text")
 }
 
-fn must(program: PathBuf, arguments: &[&str]) {
+pub(crate) fn must(program: PathBuf, arguments: &[&str]) {
     let output = exec::run(&program, arguments, b"", COMMAND).expect("it runs");
     assert!(output.status.success(), "{} {arguments:?}:\n{}", program.display(), output.stderr);
 }

@@ -11,11 +11,13 @@
 //! |---|---|
 //! | `tree` | the Debian tree, made once and kept |
 //! | `machine` | one booted host: boot, run, write files, power off |
+//! | `cable` | its network, and who talks over it from inside and outside |
 //! | `inner` | what runs inside a machine: this same program, started there |
 //! | `units` | the room `systemd` and the unit files |
-//!
-//! Tests of the whole daemon (a legacy service file in, an active sidecar and rules in the kernel
-//! out) belong in a module of their own beside `units`.
+//! | `takeover` | the whole product: a host with a legacy service file moves over |
+//! | `life` | the whole product: two services through restarts, kills, an upgrade and the end |
+//! | `names` | a name server outside |
+//! | `manager` | the whole product and systemd: watchdog, reload, scopes by unit, names, journal |
 
 #![allow(
     clippy::expect_used,
@@ -26,7 +28,12 @@
     reason = "a test program: a panic is how it says no"
 )]
 
+mod cable;
 mod inner;
+mod life;
 mod machine;
+mod manager;
+mod names;
+mod takeover;
 mod tree;
 mod units;

@@ -87,7 +87,13 @@ impl Picture {
             }
         }
         for (set, elements) in elements {
-            picture.sets.entry(set).or_default().elements = merged(&elements);
+            let set = picture.sets.entry(set).or_default();
+            if set.shape.starts_with("inet_proto ") {
+                let named: Vec<Json> = elements.into_iter().map(protocol_element).collect();
+                set.elements = merged(&named.iter().collect::<Vec<_>>());
+            } else {
+                set.elements = merged(&elements);
+            }
         }
         picture
     }
@@ -144,7 +150,11 @@ fn words(value: &Json) -> String {
             let sorted: BTreeMap<&String, &Json> = fields.iter().collect();
             let said = sorted.into_iter().map(|(key, inner)| match key.as_str() {
                 "match" => {
-                    format!("{} {} {}", field(inner, "left"), field(inner, "op"), field(inner, "right"))
+                    let (left, op) = (field(inner, "left"), field(inner, "op"));
+                    let right = inner.get("right").unwrap_or(&Json::Null);
+                    let named = left == "meta l4proto";
+                    let right = if named { words(&protocols(right)) } else { words(right) };
+                    format!("{left} {op} {right}")
                 }
                 "payload" => format!("{} {}", field(inner, "protocol"), field(inner, "field")),
                 "meta" | "ct" if inner.as_object().is_some_and(|inner| inner.len() == 1) => {
@@ -158,6 +168,31 @@ fn words(value: &Json) -> String {
             said.collect::<Vec<_>>().join(" ")
         }
         scalar => text(scalar),
+    }
+}
+
+/// The same with protocols by name. `nft` takes the names from `/etc/protocols`, which a small system
+/// does not have, and prints numbers there.
+fn protocols(value: &Json) -> Json {
+    match value {
+        Json::Number(number) => match number.as_u64() {
+            Some(6) => Json::from("tcp"),
+            Some(17) => Json::from("udp"),
+            _ => value.clone(),
+        },
+        Json::Array(items) => items.iter().map(protocols).collect(),
+        Json::Object(fields) => {
+            Json::Object(fields.iter().map(|(key, inner)| (key.clone(), protocols(inner))).collect())
+        }
+        other => other.clone(),
+    }
+}
+
+/// The same for an element whose key is a protocol.
+fn protocol_element(element: &Json) -> Json {
+    match element.as_array().map(Vec::as_slice) {
+        Some([key, value]) => Json::Array(vec![protocols(key), value.clone()]),
+        _ => protocols(element),
     }
 }
 

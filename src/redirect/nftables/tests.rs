@@ -57,6 +57,27 @@ fn wording_does_not_depend_on_order_handles_or_version() {
     assert_eq!(ours, theirs);
 }
 
+/// As on a host without `/etc/protocols`.
+#[test]
+fn a_protocol_is_the_same_by_name_and_by_number() {
+    let with = |tcp: serde_json::Value, udp: serde_json::Value| {
+        let left = json!({"meta": {"key": "l4proto"}});
+        picture(json!([
+            {"map": {"name": "m", "type": "inet_proto", "map": "inet_service", "elem": [[tcp, 6]]}},
+            {"set": {"name": "ports", "type": "inet_service", "elem": [6, 17]}},
+            {"rule": {"chain": "out", "comment": "a", "expr": [
+                {"match": {"left": left, "op": "!=", "right": tcp}},
+                {"match": {"left": left, "op": "==", "right": {"set": [tcp, udp]}}},
+            ]}},
+        ]))
+    };
+    let named = with(json!("tcp"), json!("udp"));
+    assert_eq!(named, with(json!(6), json!(17)));
+    assert_ne!(named, with(json!(7), json!(17)));
+    assert_eq!(named.sets["m"].elements, BTreeSet::from(["tcp : 6".to_owned()]));
+    assert_eq!(named.sets["ports"].elements.len(), 2);
+}
+
 #[test]
 fn what_is_unknown_is_a_difference_and_no_failure() {
     let wanted = picture(json!([]));
