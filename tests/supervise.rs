@@ -24,7 +24,7 @@ fn orphans_are_reaped_and_waited_for_children_are_not() {
     tasks.block_on(&runtime, async {
         tokio::task::spawn_local(reap::reap_orphans());
         let mut shell = tokio::process::Command::new("/bin/sh");
-        shell.args(["-c", "sleep 0.3 >/dev/null & echo $!"]).stdout(Stdio::piped());
+        shell.args(["-c", "sleep 1 >/dev/null 2>&1 & echo $!"]).stdout(Stdio::piped());
         let output = shell.output().await.unwrap();
         let orphan: u32 = String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
         assert!(Identity::of(orphan).is_some(), "the orphan runs, and is ours now");

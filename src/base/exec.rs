@@ -18,6 +18,9 @@ pub const SYSTEM_FOLDERS: [&str; 6] =
 /// How much of a program's output is kept, in bytes.
 const OUTPUT_LIMIT: u64 = 64 * 1024 * 1024;
 
+/// How long output is waited for after the program ended.
+const LINGER: Duration = Duration::from_secs(1);
+
 /// What a finished program left behind.
 #[derive(Debug)]
 pub struct Output {
@@ -124,18 +127,16 @@ pub fn run(program: &Path, arguments: &[&str], stdin: &[u8], limit: Duration) ->
         .stderr(Stdio::piped())
         .spawn()
         .map_err(start)?;
-    let feeder = child.stdin.take().map(|mut pipe| {
+    if let Some(mut pipe) = child.stdin.take() {
         let bytes = stdin.to_vec();
         // A program that ends without reading all of it closes the pipe; its status says why.
-        thread::spawn(move || drop(pipe.write_all(&bytes)))
-    });
+        thread::spawn(move || drop(pipe.write_all(&bytes)));
+    }
     let stdout = drain(child.stdout.take());
     let stderr = drain(child.stderr.take());
     let status = wait(&mut child, limit).map_err(start)?;
-    if let Some(feeder) = feeder {
-        let _ = feeder.join();
-    }
-    let collect = |receiver: mpsc::Receiver<Vec<u8>>| receiver.recv().unwrap_or_default();
+    // A grandchild may hold the pipes open for ever; then the output is given up, not this call.
+    let collect = |receiver: mpsc::Receiver<Vec<u8>>| receiver.recv_timeout(LINGER).unwrap_or_default();
     let Some(status) = status else {
         return Err(ExecError::Timeout { program: program.to_owned(), limit }.into());
     };
@@ -195,6 +196,15 @@ mod tests {
     fn kills_what_takes_too_long() {
         let fault = run(Path::new("/bin/sleep"), &["30"], b"", Duration::from_millis(50)).unwrap_err();
         assert_eq!(fault.code, "ENM-X012");
+    }
+
+    #[test]
+    fn a_grandchild_that_lives_on_holds_nobody_up() {
+        let started = std::time::Instant::now();
+        let arguments = ["-c", "sleep 30 & echo started"];
+        let out = run(Path::new("/bin/sh"), &arguments, b"", Duration::from_secs(5)).unwrap();
+        assert!(out.status.success());
+        assert!(started.elapsed() < Duration::from_secs(10));
     }
 
     #[test]

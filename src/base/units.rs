@@ -96,8 +96,19 @@ pub trait Units {
     fn name(&self) -> &'static str;
 
     /// Makes the unit run as `spec` says, restarting it only when it runs as something else, and
-    /// waits for the job's result.
-    fn start<'a>(&'a self, spec: &'a UnitSpec) -> LocalFuture<'a, Result<(), Fault>>;
+    /// waits for the job's result. What was just started is watched for a moment longer, because a
+    /// program that does not like its configuration starts well and ends right after; `live` ends
+    /// that moment early, and is first asked once the job is done.
+    fn start_until<'a>(
+        &'a self,
+        spec: &'a UnitSpec,
+        live: LocalFuture<'a, ()>,
+    ) -> LocalFuture<'a, Result<(), Fault>>;
+
+    /// [`Units::start_until`] for a unit that does not tell when it is live.
+    fn start<'a>(&'a self, spec: &'a UnitSpec) -> LocalFuture<'a, Result<(), Fault>> {
+        self.start_until(spec, Box::pin(std::future::pending()))
+    }
 
     /// Stops the unit, waits for the job's result, and takes back what [`Units::start`] left behind
     /// (enablement, drop-ins). One that does not run is fine.

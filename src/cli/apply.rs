@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::Global;
 use super::output::Answer;
-use super::status::{self, faults_of};
+use super::status::{self, at, faults_of};
 use crate::base::Fault;
 use crate::converge::{Engine, Lock, Purpose, Status};
 use crate::daemon::client;
@@ -37,15 +37,15 @@ impl Apply {
         status.update(&engine);
         status.converged(faults.clone(), warnings.clone());
         let json = json!({ "faults": faults, "status": status });
-        Ok(Answer::new(status::table(&json["status"]), &json).with_faults(faults, warnings))
+        Ok(Answer::new(status::table(at(&json, "/status")), &json).with_faults(faults, warnings))
     }
 }
 
 fn answer(done: Value) -> Answer {
-    let faults = faults_of(&done["faults"]);
-    let warnings = faults_of(&done["status"]["warnings"]);
-    match faults_of(&done["error"]).pop() {
+    let faults = faults_of(at(&done, "/faults"));
+    let warnings = faults_of(at(&done, "/status/warnings"));
+    match faults_of(at(&done, "/error")).pop() {
         Some(fault) => Answer::new("", &done).with_faults(vec![fault], Vec::new()),
-        None => Answer::new(status::table(&done["status"]), &done).with_faults(faults, warnings),
+        None => Answer::new(status::table(at(&done, "/status")), &done).with_faults(faults, warnings),
     }
 }

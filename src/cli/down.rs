@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::Global;
 use super::output::Answer;
-use super::status::faults_of;
+use super::status::{at, faults_of};
 use crate::base::Fault;
 use crate::converge::{Engine, Lock, Purpose};
 use crate::daemon::client;
@@ -28,9 +28,9 @@ impl Down {
             names => format!("down: {}", names.join(", ")),
         };
         if let Some(done) = client::down(&root, &self.services).await? {
-            let faults = match faults_of(&done["error"]) {
+            let faults = match faults_of(at(&done, "/error")) {
                 refused if !refused.is_empty() => refused,
-                _ => faults_of(&done["faults"]),
+                _ => faults_of(at(&done, "/faults")),
             };
             let text = if faults.is_empty() { text } else { String::new() };
             return Ok(Answer::new(text, &done).with_faults(faults, Vec::new()));

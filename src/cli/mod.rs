@@ -3,6 +3,7 @@
 mod apply;
 mod ca;
 mod check;
+mod demo;
 mod down;
 mod output;
 mod plan;
@@ -11,7 +12,6 @@ mod run;
 mod status;
 mod wait;
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -77,6 +77,11 @@ enum Verb {
     Wait(wait::Wait),
     /// Make a local certificate authority, or a certificate from it
     Ca(ca::Ca),
+    /// Two hosts on this machine, with proof line by line
+    Demo(demo::Demo),
+    /// The applications of the demo's hosts
+    #[command(hide = true)]
+    DemoApp(demo::DemoApp),
 }
 
 /// Parses the command line, does what it says, and returns the exit status.
@@ -92,7 +97,7 @@ pub fn main() -> ExitCode {
             };
         }
     };
-    let json = cli.global.json || std::env::args_os().any(|argument| argument == OsString::from("--json"));
+    let json = cli.global.json || std::env::args_os().any(|argument| argument == "--json");
     match dispatch(cli) {
         Ok(answer) => answer.print(json),
         Err(fault) => output::print_fault(&fault, json),
@@ -114,6 +119,8 @@ fn dispatch(cli: Cli) -> Result<Answer, Fault> {
         Verb::Check(verb) => verb.run(&global),
         Verb::Wait(verb) => local(verb.run(&global)),
         Verb::Ca(verb) => verb.run(&global),
+        Verb::Demo(verb) => verb.run(&global),
+        Verb::DemoApp(verb) => verb.run(),
     }
 }
 

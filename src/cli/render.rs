@@ -35,7 +35,7 @@ enum Kind {
     Iptables,
     /// Envoy's bootstrap
     Bootstrap,
-    /// Listeners, clusters and endpoints
+    /// Listeners and clusters
     Xds,
     /// The unit's drop-in
     Unit,
@@ -108,9 +108,7 @@ fn documents(
 
 fn xds(plan: &Plan, service: &ServicePlan, root: &Root) -> Result<Value, Fault> {
     let resources = envoy::resources(service, &plan.mesh, root)?;
-    let endpoints: Map<String, Value> =
-        resources.endpoints.into_iter().map(|(name, endpoints)| (name.to_string(), endpoints)).collect();
-    Ok(json!({ "listeners": resources.listeners, "clusters": resources.clusters, "endpoints": endpoints }))
+    Ok(json!({ "listeners": resources.listeners, "clusters": resources.clusters }))
 }
 
 fn units(services: Vec<&ServicePlan>, root: &Root) -> Result<Answer, Fault> {

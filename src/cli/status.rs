@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::Global;
 use super::output::Answer;
 use crate::base::Fault;
+use crate::config::value::Span;
 use crate::converge::ConvergeError;
 use crate::daemon::{client, control};
 
@@ -30,12 +31,12 @@ impl Status {
             let status = client::status(&global.root()).await?;
             let status = status
                 .ok_or_else(|| ConvergeError::NoDaemon { socket: global.root().join(control::SOCKET) })?;
-            let ready = status["ready"].as_bool().unwrap_or(false);
+            let ready = at(&status, "/ready").as_bool().unwrap_or(false);
             let text = table(&status);
             if !self.watch {
                 let mut answer = Answer::new(text, &status);
-                answer.faults = faults_of(&status["faults"]);
-                answer.warnings = faults_of(&status["warnings"]);
+                answer.faults = faults_of(at(&status, "/faults"));
+                answer.warnings = faults_of(at(&status, "/warnings"));
                 answer.exit = u8::from(!ready);
                 return Ok(answer);
             }
@@ -56,18 +57,18 @@ pub fn table(status: &Value) -> String {
         other => other.to_string(),
     };
     let mut text = String::new();
-    let generation = &status["generation"];
+    let generation = at(status, "/generation");
     let _ = writeln!(
         text,
         "enmesh {}  control plane {}  driver {}  units {}  generation {}:{}",
-        word(&status["version"]),
-        word(&status["control_plane"]),
-        word(&status["driver"]),
-        word(&status["units"]),
-        word(&generation["number"]),
-        word(&generation["hash"])
+        word(at(status, "/version")),
+        word(at(status, "/control_plane")),
+        word(at(status, "/driver")),
+        word(at(status, "/units")),
+        word(at(generation, "/number")),
+        word(at(generation, "/hash"))
     );
-    let Some(services) = status["services"].as_object() else { return text };
+    let Some(services) = at(status, "/services").as_object() else { return text };
     if services.is_empty() {
         text.push_str("no services\n");
         return text;
@@ -81,13 +82,13 @@ pub fn table(status: &Value) -> String {
         let _ = writeln!(
             text,
             "{id:<20} {:<9} {:>8} {:>9} {:>8}  {}",
-            word(&service["phase"]),
-            word(&service["pid"]),
-            word(&service["outbound_port"]),
-            word(&service["inbound_port"]),
-            expiry(service["certificate_expires"].as_u64())
+            word(at(service, "/phase")),
+            word(at(service, "/pid")),
+            word(at(service, "/outbound_port")),
+            word(at(service, "/inbound_port")),
+            expiry(at(service, "/certificate_expires").as_u64())
         );
-        if let Some(fault) = faults_of(&service["fault"]).first() {
+        if let Some(fault) = faults_of(at(service, "/fault")).first() {
             let _ = writeln!(text, "  {fault}");
         }
     }
@@ -99,8 +100,13 @@ fn expiry(seconds: Option<u64>) -> String {
     match seconds {
         None => "-".to_owned(),
         Some(at) if at <= now => "expired".to_owned(),
-        Some(at) => format!("{} left", humantime::format_duration(Duration::from_secs((at - now) / 60 * 60))),
+        Some(at) => format!("{} left", Span(Duration::from_secs((at - now) / 60 * 60))),
     }
+}
+
+/// What stands at a JSON pointer (RFC 6901); null where nothing does.
+pub fn at<'a>(value: &'a Value, pointer: &str) -> &'a Value {
+    value.pointer(pointer).unwrap_or(&Value::Null)
 }
 
 /// Faults that came over the socket: one, or a list of them.

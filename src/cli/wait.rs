@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::Global;
 use super::output::Answer;
+use super::status::at;
 use crate::base::Fault;
 use crate::config::value::Span;
 use crate::converge::ConvergeError;
@@ -35,9 +36,10 @@ impl Wait {
         let started = Instant::now();
         loop {
             let phase = match client::status(&root).await? {
-                Some(status) => {
-                    status["services"][&self.service]["phase"].as_str().unwrap_or("unknown").to_owned()
-                }
+                Some(status) => at(&status, &format!("/services/{}/phase", self.service))
+                    .as_str()
+                    .unwrap_or("unknown")
+                    .to_owned(),
                 None => "no daemon runs".to_owned(),
             };
             if phase == "live" {

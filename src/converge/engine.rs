@@ -12,6 +12,7 @@ use super::change::{Change, Kind, Subject};
 use super::error::ConvergeError;
 use super::facts;
 use super::names::Names;
+use super::preflight;
 use super::sidecar::{Around, Phase, SidecarStatus};
 use super::state::{Remembered, State};
 use crate::base::units::Units;
@@ -82,6 +83,9 @@ impl Engine {
     pub async fn open(root: Root, purpose: Purpose) -> Result<(Engine, Vec<Fault>), Fault> {
         let (state, unreadable) = State::load(&root)?;
         let config = load(&root, &state);
+        if purpose == Purpose::Converge {
+            preflight::capabilities(!facts::runs_systemd(&root, &config.host))?;
+        }
         let adapters = Adapters::choose(&root, &config.host).await?;
         let publisher = Publisher::new(root.clone());
         let names = Names::default();
@@ -159,14 +163,18 @@ impl Engine {
 
     /// Makes `intent` true.
     ///
-    /// In this order: what was given out is remembered, so that no crash gives it out twice; the
+    /// Nothing is touched when the host is not fit for it (see `preflight`). Else in this order: what was given out is remembered, so that no crash gives it out twice; the
     /// rules come up with only those sidecars live that are so already, so that what is not yet in
     /// the mesh is closed rather than in the clear; each sidecar gets its certificates and files,
     /// starts, and is live; the rules let traffic to it; sidecars that no plan knows any more end;
     /// the generation is recorded.
     pub async fn converge(&mut self, intent: Intent) -> Outcome {
         let Intent { config, plan } = intent;
-        let mut faults = Vec::new();
+        let mut faults = match preflight::check(&plan) {
+            Ok(reasons) if reasons.is_empty() => Vec::new(),
+            Ok(reasons) => return Outcome { faults: reasons },
+            Err(fault) => return Outcome { faults: vec![fault] },
+        };
         self.state.allocations = plan.allocations.clone();
         keep(&mut faults, self.state.save(&self.root));
         self.sidecars.retain(|id, _| plan.services.contains_key(id));
@@ -416,6 +424,11 @@ impl Engine {
                 return Err(ConvergeError::NoService { id: name.clone() }.into());
             }
         }
+        if self.plan.is_none() {
+            // Knowing the services, their connections can be drained; not knowing them is no reason to
+            // leave them up.
+            self.plan = self.intend().await.ok().map(|intent| intent.plan);
+        }
         let all = names.is_empty();
         let going = if all { known } else { names.iter().cloned().collect() };
         let mut faults = Vec::new();
@@ -428,7 +441,10 @@ impl Engine {
                 None => around.stop(instance).await,
             };
             keep(&mut faults, ended);
-            self.sidecars.retain(|id, _| id.as_str() != instance);
+            if let Ok(id) = instance.parse::<ServiceId>() {
+                keep(&mut faults, self.adapters.mesh.forget(&id).await);
+                self.sidecars.remove(&id);
+            }
         }
         if all {
             keep(&mut faults, self.remove_rules().await);

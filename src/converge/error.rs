@@ -83,6 +83,34 @@ pub enum ConvergeError {
         /// The system's answer.
         source: std::io::Error,
     },
+    /// Somebody else redirects traffic on this host.
+    #[error("{owner} redirects traffic on this host as well ({place})")]
+    ForeignRedirector {
+        /// Whose it is.
+        owner: &'static str,
+        /// Where it is.
+        place: String,
+        /// The command that removes it.
+        removal: String,
+    },
+    /// A program runs as the sidecars' user.
+    #[error(
+        "process {pid} ({name}) runs as the sidecars' user (uid {uid}) and is no sidecar: it would bypass the mesh unseen"
+    )]
+    Stranger {
+        /// The process.
+        pid: u32,
+        /// Its name.
+        name: String,
+        /// The user.
+        uid: u32,
+    },
+    /// Capabilities are missing.
+    #[error("this process may not change the host: it lacks {missing}")]
+    Capabilities {
+        /// Their names.
+        missing: String,
+    },
     /// The deed was done and the world still differs.
     #[error("after converging, the host still differs: {detail}")]
     StillDiffers {
@@ -105,6 +133,9 @@ impl Explain for ConvergeError {
             ConvergeError::Watch { .. } => "ENM-D009",
             ConvergeError::Listen { .. } => "ENM-D010",
             ConvergeError::StillDiffers { .. } => "ENM-D011",
+            ConvergeError::ForeignRedirector { .. } => "ENM-D012",
+            ConvergeError::Stranger { .. } => "ENM-D013",
+            ConvergeError::Capabilities { .. } => "ENM-D014",
         }
     }
 
@@ -134,6 +165,15 @@ impl Explain for ConvergeError {
             ConvergeError::Listen { socket, .. } => {
                 format!("check that the folder of {} exists and can be written", socket.display())
             }
+            ConvergeError::ForeignRedirector { removal, .. } => {
+                format!("two redirectors take each other's traffic; remove the other one: {removal}")
+            }
+            ConvergeError::Capabilities { .. } => {
+                "run it as root, or give the container these capabilities; `enmesh check`, `render` and `status` need none".to_owned()
+            }
+            ConvergeError::Stranger { pid, .. } => format!(
+                "run it under a user of its own (`ps -o args= -p {pid}` shows what it is), or give the sidecars another with [envoy] user"
+            ),
             ConvergeError::StillDiffers { .. } => {
                 "something else on this host edits what enmesh set; `enmesh plan` shows the difference".to_owned()
             }
@@ -146,6 +186,7 @@ impl Explain for ConvergeError {
             | ConvergeError::NoService { .. }
             | ConvergeError::NotYet { .. } => Class::Config,
             ConvergeError::Locked { .. } | ConvergeError::NoDaemon { .. } => Class::Unavailable,
+            ConvergeError::Capabilities { .. } => Class::Privilege,
             _ => Class::Failed,
         }
     }

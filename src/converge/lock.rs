@@ -1,6 +1,7 @@
 //! One enmesh at a time on one tree: flock(2), which the kernel takes back from the dead.
 
 use std::fs::{self, File, OpenOptions};
+use std::path::PathBuf;
 
 use nix::fcntl::{Flock, FlockArg};
 
@@ -11,9 +12,17 @@ use crate::base::{Fault, Root};
 /// The lock file.
 const LOCK_FILE: &str = "/run/enmesh/lock";
 
-/// Held as long as it lives.
+/// Held as long as it lives; the file goes with it.
 pub struct Lock {
+    path: PathBuf,
     _file: Flock<File>,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Still locked here: whoever opened it meanwhile finds that it is not the file any more.
+        let _ = files::remove(&self.path);
+    }
 }
 
 impl Lock {
@@ -33,7 +42,7 @@ impl Lock {
         // The file may have been replaced by a racing first run: lock what is there, then look again.
         let locked = open().map_err(|_| ConvergeError::Locked { lock: path.clone() })?;
         match Flock::lock(locked, FlockArg::LockExclusiveNonblock) {
-            Ok(file) if same_file(&file, &path) => Ok(Lock { _file: file }),
+            Ok(file) if same_file(&file, &path) => Ok(Lock { path, _file: file }),
             Ok(_) | Err(_) => Err(ConvergeError::Locked { lock: path }.into()),
         }
     }
@@ -58,6 +67,7 @@ mod tests {
         let first = Lock::take(&root).unwrap();
         assert_eq!(Lock::take(&root).err().unwrap().code, "ENM-D003");
         drop(first);
+        assert!(!root.join(LOCK_FILE).exists(), "nothing is left behind");
         Lock::take(&root).unwrap();
     }
 }

@@ -11,6 +11,7 @@ mod error;
 pub mod facts;
 mod lock;
 mod names;
+mod preflight;
 mod sidecar;
 pub mod state;
 mod status;

@@ -17,7 +17,7 @@ use crate::plan::{Plan, ServicePlan};
 const LIVE_LIMIT: Duration = Duration::from_secs(4);
 
 /// How often a sidecar that starts or drains is looked at.
-const LOOK: Duration = Duration::from_millis(10);
+const LOOK: Duration = Duration::from_millis(5);
 
 /// Where a sidecar is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -108,13 +108,21 @@ impl Around<'_> {
         let published = self.publisher.publish(service, &plan.mesh, Some(&credentials)).await?;
         // Looked at before one that runs is ended for it.
         envoy::Programs::default().find(&service.sidecar.program)?;
-        self.units.start(&envoy::unit_spec(service, self.root)?).await?;
+        let spec = envoy::unit_spec(service, self.root)?;
+        self.units.start_until(&spec, Box::pin(self.until_live(service))).await?;
         self.wait_live(service).await?;
         if !published.verified {
             // Now that Envoy is there, it is asked whether it took everything up.
             self.publisher.publish(service, &plan.mesh, Some(&credentials)).await?;
         }
         Ok(())
+    }
+
+    async fn until_live(&self, service: &ServicePlan) {
+        let admin = self.admin(service);
+        while admin.ready().await != Readiness::Live {
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     async fn wait_live(&self, service: &ServicePlan) -> Result<(), Fault> {
@@ -155,7 +163,7 @@ impl Around<'_> {
         if admin.ready().await == Readiness::Live && admin.drain_inbound().await.is_ok() {
             let started = Instant::now();
             while started.elapsed() < service.sidecar.drain.0 && active_inbound(&admin).await > 0 {
-                tokio::time::sleep(LOOK * 5).await;
+                tokio::time::sleep(LOOK * 10).await;
             }
         }
         self.stop(service.id.as_str()).await

@@ -17,7 +17,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{broadcast, mpsc};
 
 use crate::base::units::UnitEvent;
-use crate::base::{Fault, Root};
+use crate::base::{Fault, Root, files};
 use crate::config;
 use crate::converge::{ConvergeError, Engine, Lock, Outcome, Purpose, Status};
 use crate::systemd::notify;
@@ -32,9 +32,13 @@ use watch::Watcher;
 /// be had. What goes wrong later is reported and tried again.
 pub async fn run(root: Root) -> Result<(), Fault> {
     let _lock = Lock::take(&root)?;
+    let socket = root.join(control::SOCKET);
     let (engine, faults) = Engine::open(root, Purpose::Converge).await?;
     faults.iter().for_each(log::fault);
-    Daemon::new(engine)?.run().await
+    let result = Daemon::new(engine)?.run().await;
+    // Nobody answers on it any more.
+    files::remove(&socket)?;
+    result
 }
 
 struct Daemon {

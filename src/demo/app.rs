@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::error::DemoError;
+use crate::base::Fault;
+
 /// How long a client waits for a connection, and for each answer.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// The longest request head and the longest answer that are read, in bytes.
@@ -134,9 +137,10 @@ impl std::str::FromStr for Url {
 /// Answers every request on `listen` with how it was seen, for ever.
 ///
 /// # Errors
-/// The address cannot be listened on.
-pub fn serve(name: &str, listen: SocketAddr) -> io::Result<()> {
-    let listener = TcpListener::bind(listen)?;
+/// `ENM-T004` the address cannot be listened on.
+pub fn serve(name: &str, listen: SocketAddr) -> Result<(), Fault> {
+    let listener =
+        TcpListener::bind(listen).map_err(|e| DemoError::system(format!("listen on {listen}"), e))?;
     loop {
         // A connection that ends before it is accepted is its client's matter.
         let Ok((connection, from)) = listener.accept() else { continue };
@@ -165,13 +169,16 @@ pub fn get(url: &Url, secret: &str) -> Outcome {
     }
 }
 
-/// Asks `rate` times a second for `length`, each time over a connection of its own, without waiting
-/// for one answer before the next question.
-pub fn hammer(url: &Url, secret: &str, rate: u32, length: Duration) -> Hammered {
+/// Asks `urls` in turn, `rate` times a second for `length`, each time over a connection of its own,
+/// without waiting for one answer before the next question.
+pub fn hammer(urls: &[Url], secret: &str, rate: u32, length: Duration) -> Hammered {
     let pause = Duration::from_secs(1) / rate.max(1);
     let started = Instant::now();
     let mut asked = Vec::new();
-    while started.elapsed() < length {
+    for url in urls.iter().cycle() {
+        if started.elapsed() >= length {
+            break;
+        }
         let (url, secret, at) = (url.clone(), secret.to_owned(), started.elapsed());
         asked.push(thread::spawn(move || (at, get(&url, &secret), started.elapsed())));
         let next = pause * u32::try_from(asked.len()).unwrap_or(u32::MAX);

@@ -36,6 +36,9 @@ fn because(last: &str) -> String {
 }
 
 impl DemoError {
+    /// The code of [`DemoError::Interrupted`].
+    pub(super) const INTERRUPTED: &'static str = "ENM-T006";
+
     /// The error for a system call that failed while trying to `what`.
     pub(super) fn system(what: impl Into<String>, source: impl Into<io::Error>) -> Self {
         DemoError::System { what: what.into(), source: source.into() }
@@ -50,7 +53,7 @@ impl Explain for DemoError {
             DemoError::NoEnvoy => "ENM-T003",
             DemoError::System { .. } => "ENM-T004",
             DemoError::NotInTime { .. } => "ENM-T005",
-            DemoError::Interrupted => "ENM-T006",
+            DemoError::Interrupted => DemoError::INTERRUPTED,
             DemoError::Busy => "ENM-T007",
             DemoError::Nonsense { .. } => "ENM-T008",
             DemoError::Ended { .. } => "ENM-T009",

@@ -30,6 +30,17 @@ table inet enmesh_demo_warm_up {
 delete table inet enmesh_demo_warm_up
 ";
 
+/// A firewall of the host's own, as an administrator may have one: it has to be the same afterwards.
+const OWN_RULES: &str = "\
+table inet own_firewall {
+  set friends { type ipv4_addr; elements = { 10.99.0.1, 10.99.0.2 } }
+  chain input {
+    type filter hook input priority 0; policy accept;
+    tcp dport 22 ip saddr != @friends counter drop
+  }
+}
+";
+
 /// What there is, section by section, as sorted lines.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Snapshot {
@@ -84,6 +95,14 @@ impl Snapshot {
     pub fn count(&self, section: &str) -> usize {
         self.sections.get(section).map_or(0, Vec::len)
     }
+}
+
+/// Gives the host in `namespace` rules of its own.
+///
+/// # Errors
+/// As [`warm_up`].
+pub(super) fn own_rules(namespace: &Namespace) -> Result<(), Fault> {
+    namespace.run(|| nft(&["-f", "-"], OWN_RULES).map(drop))?
 }
 
 /// Makes the kernel load what rules need, by a table that is gone in the same transaction. Otherwise

@@ -38,6 +38,8 @@ const GRACE: Duration = Duration::from_secs(5);
 const GONE_LIMIT: Duration = Duration::from_secs(5);
 /// Where Envoy is looked for beside this program, and beside its folder (a source tree's `target`).
 const BESIDE: [&str; 2] = ["tools/envoy", "../tools/envoy"];
+/// Where `ip netns exec` looks for files of a namespace.
+const IP_NETNS_FOLDER: &str = "/etc/netns";
 /// The variable that says where Envoy is.
 const ENVOY_VARIABLE: &str = "ENMESH_ENVOY";
 
@@ -108,6 +110,9 @@ impl Stage {
             host.wire_up()?;
             warm_up(&host.namespace)?;
         }
+        for host in [&web, &api] {
+            host.settle()?;
+        }
         Ok(Stage { tag: tag.to_owned(), web, api, curtain })
     }
 
@@ -150,22 +155,50 @@ impl Host {
         files::write(&path, contents.as_bytes(), Access::mode(0o644)).map(drop)
     }
 
-    /// Starts its daemon. `envoy` is put where its configuration says that Envoy is, so that the
-    /// sidecar's user can run it wherever it really lies.
+    /// Starts its daemon.
     ///
     /// # Errors
     /// As [`Process::start`].
     pub fn start_daemon(&self, envoy: &Path) -> Result<Process, Fault> {
-        let arguments = ["run", "--root"].map(str::to_owned).into_iter();
+        self.start_enmesh(&["run"], envoy, false)
+    }
+
+    /// Starts another verb of enmesh on this host; its standard output is collected.
+    ///
+    /// # Errors
+    /// As [`Process::start`].
+    pub fn enmesh(&self, arguments: &[&str], envoy: &Path) -> Result<Process, Fault> {
+        self.start_enmesh(arguments, envoy, true)
+    }
+
+    /// `envoy` is put where the host's configuration says that Envoy is, so that the sidecar's user
+    /// can run it wherever it really lies.
+    fn start_enmesh(&self, arguments: &[&str], envoy: &Path, collect: bool) -> Result<Process, Fault> {
+        let root = ["--root".to_owned(), self.root().path().display().to_string()];
         Process::start(&Spawn {
             namespace: &self.namespace,
             program: &self.program,
-            arguments: arguments.chain([self.root().path().display().to_string()]).collect(),
+            arguments: arguments.iter().map(|&argument| argument.to_owned()).chain(root).collect(),
             user: None,
             mounts: vec![(envoy.to_owned(), self.envoy())],
             log: self.log(),
-            collect: false,
+            collect,
         })
+    }
+
+    /// Lets `ip netns exec` show this host's resolver configuration in the place of the machine's.
+    ///
+    /// # Errors
+    /// `ENM-X001` to `ENM-X003`.
+    pub fn offer_to_ip_netns(&self) -> Result<(), Fault> {
+        let folder = ip_netns_folder(&self.namespace_name);
+        files::folder(&folder, Access::mode(0o755))?;
+        for (ours, theirs) in self.resolver_mounts()? {
+            if let (Some(bytes), Some(name)) = (files::read(&ours, 4096)?, theirs.file_name()) {
+                files::write(&folder.join(name), &bytes, Access::mode(0o644))?;
+            }
+        }
+        Ok(())
     }
 
     /// Starts `enmesh demo-app …` under the application's user; names are resolved by the host's own
@@ -231,6 +264,21 @@ impl Host {
         Ok(())
     }
 
+    /// Waits until the kernel has noticed that the cable is plugged in: IPv6 adds a route for
+    /// multicast then, and a snapshot from before would have one route less.
+    fn settle(&self) -> Result<(), Fault> {
+        let what = format!("the cable of {}", self.name);
+        self.namespace.run(|| {
+            until(&what, GRACE, || {
+                let routes = netns::block_on(netns::describe_routes()).and_then(|routes| routes);
+                let routes = routes.map_err(|fault| fault.to_string())?;
+                let settled =
+                    !netns::ipv6_available() || routes.iter().any(|line| line.starts_with("ff00::/8"));
+                if settled { Ok(()) } else { Err("no route for multicast yet".to_owned()) }
+            })
+        })?
+    }
+
     /// What an application on this host sees in the place of the machine's resolver configuration.
     ///
     /// # Errors
@@ -259,11 +307,8 @@ impl Host {
 /// their links, rules and routes, and its files. Returns whether there was anything.
 ///
 /// # Errors
-/// `ENM-T001` not root, `ENM-T007` one is running.
+/// `ENM-T007` one is running; what the system refuses otherwise.
 pub fn clean(tag: &str) -> Result<bool, Fault> {
-    if !geteuid().is_root() {
-        return Err(DemoError::Privilege.into());
-    }
     let _lock = lock(tag)?;
     let any = sweep(tag)?;
     files::remove(&lock_file(tag))?;
@@ -289,12 +334,21 @@ pub fn find_envoy() -> Result<PathBuf, Fault> {
     beside.into_iter().find(|path| path.is_file()).ok_or_else(|| DemoError::NoEnvoy.into())
 }
 
-fn requirements() -> Result<(), Fault> {
+/// Whether a stage can be built at all.
+///
+/// # Errors
+/// `ENM-T001` not root, `ENM-T002` no `nft`.
+pub fn requirements() -> Result<(), Fault> {
     if !geteuid().is_root() {
         return Err(DemoError::Privilege.into());
     }
     exec::find("nft").map_err(|_| DemoError::NoNft)?;
     Ok(())
+}
+
+/// What `ip netns exec NAME` puts over the files of the same names in /etc.
+fn ip_netns_folder(name: &str) -> PathBuf {
+    Path::new(IP_NETNS_FOLDER).join(name)
 }
 
 /// Below /run, where only root can make anything and a reboot clears.
@@ -327,8 +381,11 @@ fn sweep(tag: &str) -> Result<bool, Fault> {
             empty(&namespace)?;
         }
         any |= Namespace::delete(&name)?;
+        any |= files::remove_folder(&ip_netns_folder(&name))?;
     }
     any |= files::remove_folder(&folder_of(tag))?;
+    // Only ever removed when it is empty.
+    let _ = fs::remove_dir(IP_NETNS_FOLDER);
     Ok(any)
 }
 

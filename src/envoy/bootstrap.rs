@@ -34,6 +34,7 @@ pub fn bootstrap(service: &ServicePlan, root: &Root) -> Value {
             json!({"max_active_downstream_connections": MAX_CONNECTIONS}),
         )]},
         "stats_config": {"use_all_default_tags": true, "stats_tags": stats_tags::tags(service)},
+        "deferred_stat_options": {"enable_deferred_creation_stats": true},
         "dynamic_resources": {
             "lds_config": file_source(&layout, LDS),
             "cds_config": file_source(&layout, CDS),

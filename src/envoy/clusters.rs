@@ -1,14 +1,14 @@
-//! Clusters, where connections go, and the endpoints behind them.
+//! Clusters: where connections go.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use serde_json::{Value, json};
 
-use super::layout::{Layout, endpoints_file};
+use super::layout::Layout;
 use super::options::ProxyOptions;
 use super::secrets::upstream_tls;
-use super::typed::{address, any, file_source};
+use super::typed::{address, any};
 use crate::config::value::ServiceName;
 use crate::plan::{Instance, MeshService, MeshView, ServicePlan};
 
@@ -82,18 +82,32 @@ pub fn clusters(
 }
 
 /// A service of the mesh, over mutual TLS.
+///
+/// Its endpoints stand in the cluster. A file of endpoints for each cluster would cost Envoy an
+/// inotify instance each, of which a user has 128 on most hosts, and Envoy aborts when they run
+/// out. A changed cluster is replaced under its name, and its open connections live on.
 fn upstream(name: &ServiceName, mesh: &MeshView, layout: &Layout) -> Value {
     let sni = mesh.sni(name);
     cluster(json!({
         "name": sni,
         "alt_stat_name": sni,
-        "type": "EDS",
-        "eds_cluster_config": {"eds_config": file_source(layout, &endpoints_file(name))},
+        "type": "STATIC",
+        "load_assignment": endpoints(&sni, mesh.services.get(name)),
         // No panic: an instance that was ejected gets nothing, as in Consul.
         "common_lb_config": {"healthy_panic_threshold": {}},
         "outlier_detection": {},
         "transport_socket": upstream_tls(layout, &sni, &mesh.spiffe_id(name).to_string()),
     }))
+}
+
+/// Where a service runs. One that nobody runs has no endpoints, and calls to it are refused.
+fn endpoints(cluster: &str, known: Option<&MeshService>) -> Value {
+    let instances = known.into_iter().flat_map(|known| &known.instances);
+    let endpoints: Vec<Value> = instances
+        .map(|instance| json!({"endpoint": {"address": address(instance.address, instance.port)}}))
+        .collect();
+    let localities = if endpoints.is_empty() { json!([]) } else { json!([{"lb_endpoints": endpoints}]) };
+    json!({"cluster_name": cluster, "endpoints": localities})
 }
 
 /// Instances that are dialled by their own address: over mutual TLS as well, and straight to the
@@ -127,21 +141,4 @@ fn cluster(mut fields: Value) -> Value {
         );
     }
     any(CLUSTER, fields)
-}
-
-/// The endpoints of each service that can be reached. A service that nobody runs has none.
-pub fn endpoints(service: &ServicePlan, mesh: &MeshView) -> BTreeMap<ServiceName, Value> {
-    reachable(service, mesh)
-        .into_iter()
-        .map(|name| {
-            let instances = mesh.services.get(name).into_iter().flat_map(|known| &known.instances);
-            let endpoints: Vec<Value> = instances
-                .map(|instance| json!({"endpoint": {"address": address(instance.address, instance.port)}}))
-                .collect();
-            let localities =
-                if endpoints.is_empty() { json!([]) } else { json!([{"lb_endpoints": endpoints}]) };
-            let assignment = json!({"cluster_name": mesh.sni(name), "endpoints": localities});
-            (name.clone(), any("envoy.config.endpoint.v3.ClusterLoadAssignment", assignment))
-        })
-        .collect()
 }

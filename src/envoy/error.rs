@@ -9,6 +9,9 @@ use serde_json::Value;
 use super::admin::Readiness;
 use crate::base::{Class, Explain, exec};
 
+/// The code of [`EnvoyError::Slow`].
+pub(super) const SLOW: &str = "ENM-E021";
+
 /// An error of this room.
 #[derive(Debug, thiserror::Error)]
 pub enum EnvoyError {
@@ -123,7 +126,7 @@ impl Explain for EnvoyError {
             EnvoyError::NoCredentials => "ENM-E012",
             EnvoyError::NoTrustDomain => "ENM-E013",
             EnvoyError::Unreachable { .. } => "ENM-E020",
-            EnvoyError::Slow { .. } => "ENM-E021",
+            EnvoyError::Slow { .. } => SLOW,
             EnvoyError::Answer { .. } => "ENM-E022",
             EnvoyError::Rejected { .. } => "ENM-E030",
             EnvoyError::NotTaken { .. } => "ENM-E031",

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use crate::base::Root;
-use crate::config::value::ServiceName;
 use crate::plan::ServicePlan;
 
 /// The longest path of a unix socket, in bytes: `sun_path` has 108 with the final zero (unix(7)).
@@ -13,8 +12,6 @@ pub const SOCKET_PATH_MAX: usize = 107;
 pub const LDS: &str = "lds.json";
 /// File of the clusters.
 pub const CDS: &str = "cds.json";
-/// Folder of the endpoints.
-pub const EDS: &str = "eds";
 /// Folder of the secrets.
 pub const SECRETS: &str = "secrets";
 /// Folder of the copy that Envoy was seen to run.
@@ -54,11 +51,6 @@ impl Layout {
     pub fn admin_socket(&self) -> PathBuf {
         self.path("admin/envoy.sock")
     }
-}
-
-/// The endpoints' file of `service`, below the sidecar's folder.
-pub fn endpoints_file(service: &ServiceName) -> String {
-    format!("{EDS}/{service}.json")
 }
 
 /// The file of a secret, below the sidecar's folder.

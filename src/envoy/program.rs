@@ -16,8 +16,13 @@ use crate::base::units::UnitSpec;
 use crate::base::{Fault, Root, exec};
 use crate::plan::ServicePlan;
 
-/// How long `--version` may take; it is 30 ms on an idle machine with a cold cache more.
+/// How long `--version` may take: milliseconds, but the program is 100 MB to be read on a cold start.
 const VERSION_LIMIT: Duration = Duration::from_secs(10);
+
+/// How many inotify instances a sidecar holds: listeners, clusters, and two secrets, one each.
+/// `fs.inotify.max_user_instances` (128 on most hosts) bounds them for the sidecars' one user
+/// together, and an Envoy that gets none aborts.
+pub const INOTIFY_INSTANCES: usize = 4;
 
 /// Finds Envoy and knows the versions of those it has seen.
 #[derive(Debug, Default)]

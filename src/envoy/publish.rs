@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::admin::{Admin, Readiness};
 use super::bootstrap::bootstrap;
 use super::error::EnvoyError;
-use super::layout::{CDS, EDS, LAST_GOOD, LDS, Layout, SECRETS, SOCKET_PATH_MAX};
+use super::layout::{CDS, LAST_GOOD, LDS, Layout, SECRETS, SOCKET_PATH_MAX};
 use super::reason;
 use super::resources::{FileSet, resources, resources_of};
 use super::verify::{Snapshot, Verdict, wait};
@@ -20,9 +20,9 @@ use crate::base::files::{self, Access};
 use crate::base::{Fault, Root};
 use crate::plan::{Credentials, MeshView, ServicePlan};
 
-/// How long Envoy has to take up what was written. It takes milliseconds; a start with many
-/// clusters keeps its one main thread busy for longer.
-const TAKE_LIMIT: Duration = Duration::from_secs(3);
+/// How long Envoy has to take up what was written. It takes milliseconds; hundreds of new clusters
+/// keep its one main thread busy for seconds.
+const TAKE_LIMIT: Duration = Duration::from_secs(10);
 /// The largest file that is read back, in bytes.
 const FILE_LIMIT: u64 = 64 * 1024 * 1024;
 
@@ -69,7 +69,6 @@ impl Publisher {
         if differs(BOOTSTRAP, &bootstrap_bytes(service, &self.root)) {
             changed.push(BOOTSTRAP.to_owned());
         }
-        changed.extend(superfluous(&layout, &set));
         changed.sort();
         Ok(changed)
     }
@@ -114,14 +113,12 @@ impl Publisher {
             for path in in_order(set) {
                 writer.write(path, set.get(path).unwrap_or_default())?;
             }
-            writer.sweep(set)?;
             return Ok(writer.done(false));
         }
         let before = Snapshot::take(&admin).await?;
         let mut session = Session { writer, admin, before, deadline: Instant::now() + TAKE_LIMIT };
         match session.replace(set).await? {
             Verdict::Taken => {
-                session.writer.sweep(set)?;
                 session.writer.keep_as_last_good(set)?;
                 Ok(session.writer.done(true))
             }
@@ -174,27 +171,17 @@ fn keep_secrets(layout: &Layout, set: &mut FileSet) -> Result<(), Fault> {
     Ok(())
 }
 
-/// The paths of `set` so that each comes after what it refers to: certificates, endpoints,
-/// clusters, listeners.
+/// The paths of `set` so that each comes after what it refers to: certificates, clusters,
+/// listeners.
 fn in_order(set: &FileSet) -> Vec<&str> {
     let rank = |path: &str| match path {
-        LDS => 3,
-        CDS => 2,
-        _ if path.starts_with(SECRETS) => 0,
-        _ => 1,
+        LDS => 2,
+        CDS => 1,
+        _ => 0,
     };
     let mut paths: Vec<&str> = set.files().keys().map(String::as_str).collect();
     paths.sort_by_key(|path| (rank(path), *path));
     paths
-}
-
-/// The files of clusters that are not in `set` any more.
-fn superfluous(layout: &Layout, set: &FileSet) -> Vec<String> {
-    names_in(&layout.path(EDS))
-        .into_iter()
-        .map(|name| format!("{EDS}/{name}"))
-        .filter(|path| set.get(path).is_none())
-        .collect()
 }
 
 /// The names of the JSON files in a folder, sorted; none where there is no folder.
@@ -217,11 +204,9 @@ struct Writer<'a> {
 impl Writer<'_> {
     fn make_folders(&self) -> Result<(), Fault> {
         let closed = Access::group(0o750, self.gid);
-        for folder in ["", EDS, SECRETS, LAST_GOOD] {
-            files::folder(&self.layout.path(folder), closed)?;
-        }
-        for folder in [EDS, SECRETS] {
-            files::folder(&self.layout.path(LAST_GOOD).join(folder), closed)?;
+        let good = self.layout.path(LAST_GOOD);
+        for folder in [self.layout.path(""), self.layout.path(SECRETS), good.join(SECRETS), good] {
+            files::folder(&folder, closed)?;
         }
         files::folder(&self.layout.admin_folder(), Access::group(0o770, self.gid))
     }
@@ -241,23 +226,10 @@ impl Writer<'_> {
         self.write(path, bytes).map(drop)
     }
 
-    fn sweep(&mut self, set: &FileSet) -> Result<(), Fault> {
-        for path in superfluous(self.layout, set) {
-            files::remove(&self.layout.path(&path))?;
-            self.written.insert(path);
-        }
-        Ok(())
-    }
-
     fn keep_as_last_good(&self, set: &FileSet) -> Result<(), Fault> {
         let folder = self.layout.path(LAST_GOOD);
         for (path, bytes) in set.files() {
             files::write(&folder.join(path), bytes, Access::group(0o640, self.gid))?;
-        }
-        for name in names_in(&folder.join(EDS)) {
-            if set.get(&format!("{EDS}/{name}")).is_none() {
-                files::remove(&folder.join(EDS).join(name))?;
-            }
         }
         Ok(())
     }
@@ -265,7 +237,7 @@ impl Writer<'_> {
     fn last_good(&self) -> FileSet {
         let folder = self.layout.path(LAST_GOOD);
         let mut set = FileSet::default();
-        for below in ["", EDS, SECRETS] {
+        for below in ["", SECRETS] {
             for name in names_in(&folder.join(below)) {
                 let path = if below.is_empty() { name } else { format!("{below}/{name}") };
                 if let Some(bytes) = on_disk(self.layout, &format!("{LAST_GOOD}/{path}")) {
@@ -300,7 +272,7 @@ impl Session<'_> {
             }
             self.write(path, set, &stale)?;
         }
-        let both = self.with_old_clusters(set);
+        let both = on_disk(self.writer.layout, CDS).and_then(|old| with_clusters_of(set, &old));
         for (path, from) in [(CDS, both.as_ref().unwrap_or(set)), (LDS, set), (CDS, set)] {
             if self.write(path, from, &stale)? {
                 match self.wait(from, |candidate| candidate == path).await? {
@@ -323,51 +295,56 @@ impl Session<'_> {
         Ok(changed)
     }
 
-    /// `set` with those clusters besides that are in force and that `set` has not; `None` when
-    /// there are none.
-    fn with_old_clusters(&self, set: &FileSet) -> Option<FileSet> {
-        let mut clusters = resources_of(set.get(CDS)?);
-        let name = |cluster: &Value| cluster.get("name").and_then(Value::as_str).map(str::to_owned);
-        let wanted: BTreeSet<Option<String>> = clusters.iter().map(name).collect();
-        let old = resources_of(&on_disk(self.writer.layout, CDS)?);
-        let only_old: Vec<Value> =
-            old.into_iter().filter(|cluster| !wanted.contains(&name(cluster))).collect();
-        if only_old.is_empty() {
-            return None;
-        }
-        clusters.extend(only_old);
-        let mut both = set.clone();
-        both.insert(CDS, &clusters);
-        Some(both)
-    }
-
     async fn wait(&self, set: &FileSet, paths: impl Fn(&str) -> bool) -> Result<Verdict, Fault> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         wait(&self.admin, &self.before, set, paths, &self.writer.written, left).await
     }
 
-    /// Puts the last good listeners and clusters back. Endpoints and certificates that Envoy did
-    /// not refuse stay new: they are the truth of the day, whatever is wrong with the rest.
+    /// Puts the last good listeners back. Clusters and certificates that Envoy did not refuse stay
+    /// new: endpoints and keys are the truth of the day, whatever is wrong with the rest.
     /// Returns whether there was something to go back to.
     async fn roll_back(&mut self, refused: &FileSet, rejected: &[String]) -> Result<bool, Fault> {
         let good = self.writer.last_good();
         if good.get(LDS).is_none() || good == *refused {
             return Ok(false);
         }
+        let is_rejected = |path: &str| rejected.iter().any(|r| r == path);
+        let mut back = FileSet::default();
+        for path in in_order(&good) {
+            let both = || with_clusters_of(refused, good.get(CDS)?)?.get(CDS).map(<[u8]>::to_vec);
+            let new = match path {
+                _ if is_rejected(path) => None,
+                LDS => None,
+                CDS => both().or_else(|| refused.get(CDS).map(<[u8]>::to_vec)),
+                _ => refused.get(path).map(<[u8]>::to_vec),
+            };
+            let old = || good.get(path).unwrap_or_default().to_vec();
+            back.insert_bytes(path, new.unwrap_or_else(old));
+        }
         self.before = Snapshot::take(&self.admin).await?;
         self.deadline = Instant::now() + TAKE_LIMIT;
         self.writer.written.clear();
-        let mut back = FileSet::default();
-        for path in in_order(&good) {
-            let bytes = good.get(path).unwrap_or_default();
-            let structure = path == LDS || path == CDS;
-            if structure || rejected.iter().any(|r| r == path) || on_disk(self.writer.layout, path).is_none()
-            {
-                self.writer.write(path, bytes)?;
-                back.insert_bytes(path, bytes.to_vec());
-            }
+        for path in in_order(&back) {
+            self.writer.write(path, back.get(path).unwrap_or_default())?;
         }
         self.wait(&back, |_| true).await?;
         Ok(true)
     }
+}
+
+/// `set` with those clusters of the document `old` besides that it has not itself; `None` when
+/// there are none.
+fn with_clusters_of(set: &FileSet, old: &[u8]) -> Option<FileSet> {
+    let mut clusters = resources_of(set.get(CDS)?);
+    let name = |cluster: &Value| cluster.get("name").and_then(Value::as_str).map(str::to_owned);
+    let wanted: BTreeSet<Option<String>> = clusters.iter().map(name).collect();
+    let only_old: Vec<Value> =
+        resources_of(old).into_iter().filter(|cluster| !wanted.contains(&name(cluster))).collect();
+    if only_old.is_empty() {
+        return None;
+    }
+    clusters.extend(only_old);
+    let mut both = set.clone();
+    both.insert(CDS, &clusters);
+    Some(both)
 }

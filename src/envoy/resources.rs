@@ -5,28 +5,26 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::layout::{CDS, LDS, Layout, endpoints_file, secret_file};
+use super::layout::{CDS, LDS, Layout, secret_file};
 use super::options::ProxyOptions;
 use super::{clusters, listeners, secrets};
 use crate::base::{Fault, Root};
-use crate::config::value::ServiceName;
 use crate::plan::{Credentials, MeshView, ServicePlan};
 
-/// Listeners, clusters and endpoints of one sidecar.
+/// Listeners and clusters of one sidecar.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Resources {
     /// Listeners.
     pub listeners: Vec<Value>,
-    /// Clusters.
+    /// Clusters, with their endpoints.
     pub clusters: Vec<Value>,
-    /// Endpoints of each cluster of a service.
-    pub endpoints: BTreeMap<ServiceName, Value>,
 }
 
 /// Renders what the sidecar of `service` shall do, as it would run below `root`.
 ///
-/// Listeners do not change when certificates rotate or endpoints move, but for the chains of
-/// instances that can be dialled directly: those match the instances' own addresses.
+/// Listeners do not change when certificates rotate or endpoints move, but for instances that can
+/// be dialled directly: a listener knows those by their own addresses. Its chains stay even then,
+/// and no connection is drained.
 ///
 /// # Errors
 /// `ENM-E010`: a value in `proxy.config` does not fit.
@@ -36,7 +34,6 @@ pub fn resources(service: &ServicePlan, mesh: &MeshView, root: &Root) -> Result<
     Ok(Resources {
         listeners: listeners::listeners(service, mesh, &layout, &options),
         clusters: clusters::clusters(service, mesh, &layout, &options),
-        endpoints: clusters::endpoints(service, mesh),
     })
 }
 
@@ -59,9 +56,6 @@ impl FileSet {
         let mut set = FileSet::default();
         set.insert(LDS, &resources.listeners);
         set.insert(CDS, &resources.clusters);
-        for (name, assignment) in &resources.endpoints {
-            set.insert(&endpoints_file(name), std::slice::from_ref(assignment));
-        }
         for (name, secret) in credentials.map(secrets::secrets).unwrap_or_default() {
             set.insert(&secret_file(name), &[secret]);
         }
@@ -118,22 +112,14 @@ fn text(value: &Value) -> String {
 /// `envoy --mode validate` does not look into subscribed files, so this is what it is shown.
 pub fn validate_document(bootstrap: &Value, set: &FileSet) -> Value {
     let mut document = bootstrap.clone();
-    let mut clusters = Vec::new();
-    let mut assignments = BTreeMap::new();
-    let mut listeners = Vec::new();
-    let mut secrets = Vec::new();
+    let (mut clusters, mut listeners, mut secrets) = (Vec::new(), Vec::new(), Vec::new());
     for (path, bytes) in set.files() {
-        let resources = resources_of(bytes).into_iter().map(without_type);
-        match path.split('/').next() {
-            Some(LDS) => listeners.extend(resources),
-            Some(CDS) => clusters.extend(resources),
-            Some(super::layout::EDS) => assignments
-                .extend(resources.filter_map(|r| Some((r.get("cluster_name")?.as_str()?.to_owned(), r)))),
-            _ => secrets.extend(resources),
-        }
-    }
-    for cluster in &mut clusters {
-        make_static(cluster, &mut assignments);
+        let kind = match path.as_str() {
+            LDS => &mut listeners,
+            CDS => &mut clusters,
+            _ => &mut secrets,
+        };
+        kind.extend(resources_of(bytes).into_iter().map(without_type));
     }
     let mut fixed = json!({"listeners": listeners, "clusters": clusters});
     without_key(&mut fixed, "sds_config");
@@ -151,18 +137,6 @@ fn without_type(mut resource: Value) -> Value {
         fields.remove("@type");
     }
     resource
-}
-
-/// Gives a cluster with subscribed endpoints those endpoints.
-fn make_static(cluster: &mut Value, assignments: &mut BTreeMap<String, Value>) {
-    let Some(fields) = cluster.as_object_mut() else { return };
-    if fields.remove("eds_cluster_config").is_none() {
-        return;
-    }
-    let name = fields.get("name").and_then(Value::as_str).unwrap_or_default();
-    let assignment = assignments.remove(name).unwrap_or_else(|| json!({"cluster_name": name}));
-    fields.insert("type".to_owned(), json!("STATIC"));
-    fields.insert("load_assignment".to_owned(), assignment);
 }
 
 fn without_key(value: &mut Value, key: &str) {

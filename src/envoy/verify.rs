@@ -7,12 +7,13 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::admin::{Admin, PAUSES};
-use super::layout::{CDS, EDS, LDS, SECRETS};
-use super::resources::{FileSet, resources_of, version_of};
+use super::error;
+use super::layout::{CDS, LDS, SECRETS};
+use super::resources::{FileSet, version_of};
 use crate::base::Fault;
 
 /// Everything that is looked at, in one request.
-const FILTER: &str = r"^(listener_manager\.lds|cluster_manager\.cds|cluster\..+|sds\.[^.]+)\.(version_text|update_rejected|update_attempt)$|^cluster_manager\.warming_clusters$";
+const FILTER: &str = r"^(listener_manager\.lds|cluster_manager\.cds|sds\.[^.]+)\.(version_text|update_rejected|update_attempt)$|^cluster_manager\.warming_clusters$";
 
 /// Metrics of Envoy's subscriptions at one moment.
 #[derive(Debug, Clone, Default)]
@@ -66,7 +67,7 @@ impl Watch {
     fn new(path: &str, bytes: &[u8], written: bool) -> Option<Self> {
         Some(Watch {
             path: path.to_owned(),
-            prefix: metrics_prefix(path, bytes)?,
+            prefix: metrics_prefix(path)?,
             version: version_of(bytes)?,
             written,
         })
@@ -94,14 +95,10 @@ impl Watch {
 }
 
 /// The prefix of the metrics of the subscription to the file at `path`.
-fn metrics_prefix(path: &str, bytes: &[u8]) -> Option<String> {
+fn metrics_prefix(path: &str) -> Option<String> {
     match path.split_once('/') {
         None if path == LDS => Some("listener_manager.lds".to_owned()),
         None if path == CDS => Some("cluster_manager.cds".to_owned()),
-        Some((EDS, _)) => {
-            let assignment = resources_of(bytes).into_iter().next()?;
-            Some(format!("cluster.{}", assignment.get("cluster_name")?.as_str()?))
-        }
         Some((SECRETS, file)) => Some(format!("sds.{}", file.trim_end_matches(".json"))),
         _ => None,
     }
@@ -129,7 +126,12 @@ pub async fn wait(
     let started = Instant::now();
     let mut pause = PAUSES.0;
     loop {
-        let now = Snapshot::take(admin).await?;
+        let now = match Snapshot::take(admin).await {
+            Ok(now) => now,
+            // A large change keeps Envoy's one main thread busy for seconds.
+            Err(fault) if fault.code == error::SLOW && started.elapsed() < limit => continue,
+            Err(fault) => return Err(fault),
+        };
         let of = |wanted: Option<bool>| -> Vec<String> {
             let found = watches.iter().filter(|watch| watch.verdict(before, &now) == wanted);
             found.map(|watch| watch.path.clone()).collect()

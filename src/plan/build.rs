@@ -151,7 +151,11 @@ impl<'a> Builder<'a> {
         let address = self.address(service);
         self.join_mesh(service, address, inbound);
         self.dns_modes.insert(service.capture.dns);
-        let plan = self.service_plan(service, user, address, outbound, inbound);
+        let mut plan = self.service_plan(service, user, address, outbound, inbound);
+        if take_token(&mut plan.registration) {
+            let warning = PlanError::TokenInFile { id: id.clone() };
+            self.warnings.push(Fault::from(warning).of_service(&id));
+        }
         self.services.insert(id, plan);
         Ok(())
     }
@@ -305,6 +309,12 @@ fn complete(mut registration: Value, id: &ServiceId, address: Option<IpAddr>, si
     }
     registration.sort_all_objects();
     registration
+}
+
+/// A registration is printed, compared and written; a secret has no place in it.
+fn take_token(registration: &mut Value) -> bool {
+    let service = registration.get_mut("service").and_then(Value::as_object_mut);
+    service.is_some_and(|service| service.remove("token").is_some())
 }
 
 fn generation(plan: &Plan, previous: Option<&Generation>) -> Generation {

@@ -108,6 +108,14 @@ pub enum PlanError {
         /// The port.
         port: u16,
     },
+    /// A registration holds a token (a warning).
+    #[error(
+        "service `{id}`: the token in its file is not used, because it would show wherever the registration does"
+    )]
+    TokenInFile {
+        /// The service.
+        id: ServiceId,
+    },
     /// Nothing is refused while the sidecar is away (a warning).
     #[error(
         "service `{id}`: on_proxy_failure = \"open\" sends traffic in the clear while its sidecar is not live"
@@ -134,6 +142,7 @@ impl Explain for PlanError {
             PlanError::KeptLastGood { .. } => "ENM-P011",
             PlanError::PortBypassed { .. } => "ENM-P012",
             PlanError::FailsOpen { .. } => "ENM-P013",
+            PlanError::TokenInFile { .. } => "ENM-P014",
         }
     }
 
@@ -166,6 +175,9 @@ impl Explain for PlanError {
             }
             PlanError::PortBypassed { port, .. } => {
                 format!("take {port} out of bypass.inbound_ports, or set inbound = \"none\" to say that it is meant")
+            }
+            PlanError::TokenInFile { .. } => {
+                "put the token into a file that only root can read, and name it as [consul] token_file".to_owned()
             }
             PlanError::FailsOpen { .. } => {
                 "use \"closed\" unless being reachable matters more than being private".to_owned()

@@ -44,6 +44,12 @@ pub enum RedirectError {
         /// The first of the differences.
         differences: Vec<String>,
     },
+    /// `nft` could not be run to its end.
+    #[error("cannot run `nft`: {message}")]
+    NotRun {
+        /// Why.
+        message: String,
+    },
     /// The recording driver was told to fail.
     #[error("told to fail: {0}")]
     Told(String),
@@ -61,6 +67,7 @@ impl Explain for RedirectError {
             RedirectError::Unreadable { .. } => "ENM-R007",
             RedirectError::ReadBack { .. } => "ENM-R008",
             RedirectError::Told(_) => "ENM-R009",
+            RedirectError::NotRun { .. } => "ENM-R010",
         }
     }
 
@@ -91,6 +98,9 @@ impl Explain for RedirectError {
             }
             RedirectError::ReadBack { .. } => {
                 "something else may edit the table `inet enmesh`; `nft monitor` shows who"
+            }
+            RedirectError::NotRun { .. } => {
+                "try again; it may have been killed half-way, which leaves either the old rules or the new"
             }
             RedirectError::Told(_) => "this driver is for tests",
         }

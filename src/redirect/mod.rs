@@ -1,7 +1,12 @@
 //! Redirection policy -> rules in the kernel, and back: drivers, observation, verification.
 //!
+//! While it runs, the daemon keeps one driver and calls [`Firewall::apply`] with every new plan and
+//! whenever a sidecar becomes live or stops being so. To leave, it calls [`Firewall::drain`], gives
+//! the connections that are still redirected their time, and calls [`Firewall::remove`]. The rules
+//! that close a host before any sidecar runs are those of its last policy with nobody live.
+//!
 //! [`Nftables`] is the driver; [`Recorded`] stands in for it in the tests of other rooms.
-//! [`render_text`] shows the rules without touching anything, [`foreign`] finds the redirectors of
+//! [`render_text`] shows the rules without touching anything, [`foreign()`] finds the redirectors of
 //! others.
 
 mod error;
@@ -32,6 +37,16 @@ pub fn render_text(policy: &RedirectPolicy, live: &BTreeSet<ServiceId>) -> Strin
         return ruleset::text::remove();
     }
     ruleset::text::replace(&ruleset::build(policy, live))
+}
+
+/// The same as the JSON that `nft -j -f -` takes, for programs; indented, with a final newline.
+pub fn render_json(policy: &RedirectPolicy, live: &BTreeSet<ServiceId>) -> String {
+    let document = if policy.is_empty() {
+        ruleset::json::remove()
+    } else {
+        ruleset::json::replace(&ruleset::build(policy, live))
+    };
+    format!("{document:#}\n")
 }
 
 /// What the rules shall be: the policy, and which sidecars are live right now.

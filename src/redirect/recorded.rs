@@ -12,7 +12,7 @@ pub enum Call {
     /// [`Firewall::observe`].
     Observe,
     /// [`Firewall::apply`], with what was asked for.
-    Apply(Desired),
+    Apply(Box<Desired>),
     /// [`Firewall::drain`].
     Drain,
     /// [`Firewall::remove`].
@@ -83,7 +83,7 @@ impl Firewall for Recorded {
     }
 
     fn apply(&self, desired: &Desired) -> Result<(), Fault> {
-        self.record(Call::Apply(desired.clone()))?;
+        self.record(Call::Apply(Box::new(desired.clone())))?;
         self.state.replace((!desired.policy.is_empty()).then(|| desired.clone()));
         Ok(())
     }
@@ -98,5 +98,47 @@ impl Firewall for Recorded {
         self.record(Call::Remove)?;
         self.state.replace(None);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::*;
+    use crate::plan::{DnsCapture, Generation, RedirectPolicy};
+
+    fn desired(number: u64) -> Desired {
+        let dns = DnsCapture { to: "127.0.0.1:8600".parse().unwrap(), uids: BTreeSet::new() };
+        let policy = RedirectPolicy {
+            generation: Generation { number, hash: "a".to_owned() },
+            bypass_uids: BTreeSet::new(),
+            proxy_uids: BTreeSet::new(),
+            bypass_cidrs: BTreeSet::new(),
+            virtual_nets: BTreeSet::new(),
+            mesh_instances: BTreeSet::new(),
+            outbound: BTreeMap::new(),
+            inbound: BTreeMap::new(),
+            dns: Some(dns),
+            virtual_route: None,
+        };
+        Desired { policy, live: BTreeSet::new() }
+    }
+
+    #[test]
+    fn it_remembers_and_fails_when_told() {
+        let firewall = Recorded::new();
+        assert_eq!(firewall.observe(&desired(1)).unwrap().differences.len(), 1);
+        firewall.apply(&desired(1)).unwrap();
+        let observed = firewall.observe(&desired(1)).unwrap();
+        assert_eq!((observed.generation.map(|g| g.number), observed.differences.len()), (Some(1), 0));
+        firewall.fail(Some("no"));
+        assert_eq!(firewall.apply(&desired(2)).unwrap_err().code, "ENM-R009");
+        assert_eq!(firewall.state(), Some(desired(1)));
+        firewall.fail(None);
+        firewall.remove().unwrap();
+        assert_eq!(firewall.state(), None);
+        assert_eq!(firewall.calls().len(), 5);
+        assert_eq!(firewall.calls().last(), Some(&Call::Remove));
     }
 }

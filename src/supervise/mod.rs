@@ -96,6 +96,11 @@ impl Shared {
 impl Supervisor {
     /// A supervisor whose records lie below `root`.
     pub fn new(root: Root, timing: Timing) -> Self {
+        // For the children's sake, as the unit file says it for theirs: no program can give a
+        // sidecar powers that it was not started with. Kernels since 3.5 know it.
+        if let Err(error) = nix::sys::prctl::set_no_new_privs() {
+            tracing::warn!(%error, "sidecars could gain privileges by running other programs");
+        }
         let shared = Shared {
             root,
             timing,
@@ -105,7 +110,7 @@ impl Supervisor {
         Supervisor { shared: Rc::new(shared), exchange: Mutex::new(()) }
     }
 
-    async fn start_sidecar(&self, spec: &UnitSpec) -> Result<(), Fault> {
+    async fn start_sidecar(&self, spec: &UnitSpec, live: LocalFuture<'_, ()>) -> Result<(), Fault> {
         let name = spec.process_name();
         let mut events = {
             let _alone = self.exchange.lock().await;
@@ -136,7 +141,10 @@ impl Supervisor {
             self.keep(spec, name, process);
             events
         };
-        self.settle(&spec.instance, &mut events).await
+        tokio::select! {
+            settled = self.settle(&spec.instance, &mut events) => settled,
+            () = live => Ok(()),
+        }
     }
 
     fn runs_as(&self, instance: &str, name: &str) -> bool {
@@ -206,8 +214,12 @@ impl Units for Supervisor {
         "supervise"
     }
 
-    fn start<'a>(&'a self, spec: &'a UnitSpec) -> LocalFuture<'a, Result<(), Fault>> {
-        Box::pin(self.start_sidecar(spec))
+    fn start_until<'a>(
+        &'a self,
+        spec: &'a UnitSpec,
+        live: LocalFuture<'a, ()>,
+    ) -> LocalFuture<'a, Result<(), Fault>> {
+        Box::pin(self.start_sidecar(spec, live))
     }
 
     fn stop<'a>(&'a self, instance: &'a str) -> LocalFuture<'a, Result<(), Fault>> {

@@ -101,7 +101,11 @@ impl Units for Recorded {
         "recorded"
     }
 
-    fn start<'a>(&'a self, spec: &'a UnitSpec) -> LocalFuture<'a, Result<(), Fault>> {
+    fn start_until<'a>(
+        &'a self,
+        spec: &'a UnitSpec,
+        _live: LocalFuture<'a, ()>,
+    ) -> LocalFuture<'a, Result<(), Fault>> {
         Box::pin(async move { self.start_one(spec) })
     }
 
@@ -122,5 +126,40 @@ impl Units for Recorded {
 
     fn events(&self) -> broadcast::Receiver<UnitEvent> {
         self.events.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::supervise::error::SuperviseError;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn it_answers_like_the_real_ones() {
+        let units = Recorded::default();
+        let mut events = units.events();
+        let spec = UnitSpec {
+            instance: "api".to_owned(),
+            program: PathBuf::from("/usr/bin/envoy"),
+            arguments: Vec::new(),
+            uid: 1,
+            gid: 1,
+            revision: "1".to_owned(),
+        };
+        units.start(&spec).await.unwrap();
+        units.start(&spec).await.unwrap();
+        units.fail("api", SuperviseError::Ended { instance: "api".to_owned() }.into());
+        assert_eq!(units.stop("api").await.unwrap_err().code, "ENM-V002");
+        assert_eq!(units.list().await.unwrap(), ["api"]);
+        units.mend("api");
+        units.stop("api").await.unwrap();
+        assert_eq!(units.status("api").await.unwrap().state, UnitState::Inactive);
+        let stop = Asked::Stop { instance: "api".to_owned() };
+        let start = |acted| Asked::Start { spec: spec.clone(), acted };
+        assert_eq!(units.take(), [start(true), start(false), stop.clone(), stop]);
+        assert_eq!(events.recv().await.unwrap().state, UnitState::Active);
+        assert_eq!(events.recv().await.unwrap().state, UnitState::Inactive);
     }
 }

@@ -14,6 +14,7 @@ pub mod scope;
 mod watch;
 
 #[cfg(test)]
+#[allow(clippy::disallowed_types, reason = "what `zbus::interface` generates has hash maps in it")]
 mod fake;
 #[cfg(test)]
 mod tests;
@@ -216,7 +217,7 @@ impl Shared {
         read.await.map_err(|e| call_failed("Get", unit, e))
     }
 
-    async fn start(&self, spec: &UnitSpec) -> Result<(), Fault> {
+    async fn start(&self, spec: &UnitSpec, live: LocalFuture<'_, ()>) -> Result<(), Fault> {
         let unit = escape::unit(&spec.instance);
         let manager = self.manager().await?;
         let written = dropin::write(&self.root, spec, self.version.get())?;
@@ -237,7 +238,7 @@ impl Shared {
         self.forget_failure(&spec.instance);
         let mut events = self.events.subscribe();
         self.job(Verb::Start, &unit).await?;
-        self.settle(&spec.instance, &unit, &mut events).await
+        self.settle(&spec.instance, &unit, &mut events, live).await
     }
 
     /// Watches what has just started for a moment, because a program that does not like its
@@ -247,17 +248,25 @@ impl Shared {
         instance: &str,
         unit: &str,
         events: &mut broadcast::Receiver<UnitEvent>,
+        live: LocalFuture<'_, ()>,
     ) -> Result<(), Fault> {
         let fails = async {
+            // A failure before it was active is the end of the process that ran until now.
+            let mut was_active = false;
             loop {
                 match events.recv().await {
-                    Ok(event) if event.instance == instance && event.state == UnitState::Failed => return,
+                    Ok(event) if event.instance != instance => {}
+                    Ok(event) if event.state == UnitState::Failed && was_active => return,
+                    Ok(event) => was_active |= event.state == UnitState::Active,
+                    Err(broadcast::error::RecvError::Lagged(_)) => {}
                     Err(broadcast::error::RecvError::Closed) => return,
-                    _ => {}
                 }
             }
         };
-        let ended = tokio::time::timeout(self.limits.settle, fails).await.is_ok();
+        let ended = tokio::select! {
+            ended = tokio::time::timeout(self.limits.settle, fails) => ended.is_ok(),
+            () = live => return Ok(()),
+        };
         let now = self.look(unit).await?;
         if now.status.state == UnitState::Inactive && !now.condition {
             return Err(SystemdError::Skipped { unit: unit.to_owned() }.into());
@@ -310,8 +319,12 @@ impl Units for Systemd {
         "systemd"
     }
 
-    fn start<'a>(&'a self, spec: &'a UnitSpec) -> LocalFuture<'a, Result<(), Fault>> {
-        Box::pin(self.shared.start(spec))
+    fn start_until<'a>(
+        &'a self,
+        spec: &'a UnitSpec,
+        live: LocalFuture<'a, ()>,
+    ) -> LocalFuture<'a, Result<(), Fault>> {
+        Box::pin(self.shared.start(spec, live))
     }
 
     fn stop<'a>(&'a self, instance: &'a str) -> LocalFuture<'a, Result<(), Fault>> {

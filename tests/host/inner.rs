@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use enmesh::base::units::{UnitEvent, UnitSpec, UnitState, Units};
 use enmesh::base::{Root, exec, process};
+use enmesh::supervise::{Supervisor, Timing};
 use enmesh::systemd::{Systemd, escape, resolved};
 use tokio::sync::broadcast::Receiver;
 
@@ -205,6 +206,25 @@ fn faults_have_codes() {
 
 #[test]
 #[ignore = "runs inside a machine"]
+fn a_sidecar_is_left_running() {
+    run(async { connect().await.start(&sidecar("my-api")).await.unwrap() });
+}
+
+#[test]
+#[ignore = "runs inside a machine"]
+fn an_enabled_sidecar_was_skipped_and_can_be_started() {
+    run(async {
+        let units = connect().await;
+        assert!(enabled("my-api"));
+        assert_eq!(units.list().await.unwrap(), ["my-api"]);
+        assert_eq!(units.status("my-api").await.unwrap().state, UnitState::Inactive);
+        units.start(&sidecar("my-api")).await.unwrap();
+        assert_eq!(units.status("my-api").await.unwrap().state, UnitState::Active);
+    });
+}
+
+#[test]
+#[ignore = "runs inside a machine"]
 fn events_survive_a_restart_of_the_bus() {
     run(async {
         let units = connect().await;
@@ -252,5 +272,51 @@ fn resolved_asks_whom_it_is_told() {
         let status = told();
         assert!(!status.contains("8653") && !status.contains("~consul"), "{status}");
         assert!(!units.unfeed_resolver().await.unwrap());
+    });
+}
+
+/// Where one test tells the next which process it left.
+const LEFT: &str = "/run/left-running";
+
+#[test]
+#[ignore = "runs inside a machine"]
+fn a_supervisor_starts_envoy_and_is_killed() {
+    run(async {
+        let units = Supervisor::new(Root::default(), Timing::default());
+        let before = Instant::now();
+        units.start(&sidecar("my-api")).await.unwrap();
+        println!("start: {:?}", before.elapsed());
+        let pid = units.status("my-api").await.unwrap().pid.expect("it runs");
+        let (uid, gid) = envoy();
+        assert_eq!(status_line(pid, "Uid"), [uid; 4].map(|id| id.to_string()).join(" "));
+        assert_eq!(status_line(pid, "Gid"), [gid; 4].map(|id| id.to_string()).join(" "));
+        assert_eq!(status_line(pid, "Groups"), "");
+        for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+            assert_eq!(status_line(pid, set), "0000000000000000", "{set}");
+        }
+        assert_eq!(status_line(pid, "NoNewPrivs"), "1");
+        assert_eq!(fs::read(format!("/proc/{pid}/environ")).unwrap(), b"");
+        fs::write(LEFT, pid.to_string()).unwrap();
+        println!("now the kill");
+        kill(std::process::id());
+    });
+}
+
+#[test]
+#[ignore = "runs inside a machine"]
+fn the_next_supervisor_adopts_envoy() {
+    run(async {
+        let left: u32 = fs::read_to_string(LEFT).unwrap().parse().unwrap();
+        let units = Supervisor::new(Root::default(), Timing::default());
+        let mut events = units.events();
+        let before = Instant::now();
+        units.start(&sidecar("my-api")).await.unwrap();
+        println!("adopted after {:?}", before.elapsed());
+        assert_eq!(next(&mut events, UnitState::Active).await.pid, Some(left));
+        kill(left);
+        next(&mut events, UnitState::Failed).await;
+        assert_ne!(next(&mut events, UnitState::Active).await.pid, Some(left));
+        units.stop("my-api").await.unwrap();
+        assert!(units.list().await.unwrap().is_empty());
     });
 }

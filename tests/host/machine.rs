@@ -163,9 +163,8 @@ impl Machine {
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("a mode can be set");
     }
 
-    /// Switches it off the orderly way: systemd stops every unit.
-    #[expect(dead_code, reason = "the stop order of the daemon is tested with it")]
-    pub fn power_off(mut self) {
+    /// Switches it off the orderly way (systemd stops every unit) and boots it again from its files.
+    pub fn reboot(&mut self) {
         self.run(&["systemctl", "--no-block", "poweroff"]);
         let deadline = Instant::now() + BOOT;
         let container = self.container.as_mut().expect("it was started");
@@ -173,6 +172,8 @@ impl Machine {
             assert!(Instant::now() < deadline, "the machine does not switch itself off");
             thread::sleep(Duration::from_millis(50));
         }
+        self.start();
+        self.wait_running();
     }
 }
 

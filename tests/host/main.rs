@@ -17,6 +17,15 @@
 //! Tests of the whole daemon (a legacy service file in, an active sidecar and rules in the kernel
 //! out) belong in a module of their own beside `units`.
 
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::missing_panics_doc,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a test program: a panic is how it says no"
+)]
+
 mod inner;
 mod machine;
 mod tree;

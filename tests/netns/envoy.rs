@@ -14,15 +14,19 @@ mod bed;
 #[path = "../support/envoy_scenarios.rs"]
 mod scenarios;
 
+use std::cell::Cell;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::Path;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bed::{Ca, Call, Sidecar, app, call, envoy, in_namespace, ip_command, nft, tree};
 use enmesh::base::{Root, exec};
 use enmesh::config::value::{Port, Span};
 use enmesh::envoy::{
-    Decisions, FileSet, Layout, Programs, Published, Publisher, Readiness, resources, validate_document,
+    Decisions, FileSet, INOTIFY_INSTANCES, Layout, Programs, Published, Publisher, Readiness, resources,
+    validate_document,
 };
 use enmesh::plan::{Credentials, MeshView, ServicePlan};
 use scenarios::{TRUST_DOMAIN, caller, known, mesh, name, scenarios as all, service, upstream};
@@ -173,6 +177,21 @@ fn a_call_goes_over_mutual_tls_and_its_caller_is_seen() {
         let caller = pair.web.identity.to_string();
         assert_eq!(logged(&api, &caller).await["caller"], caller);
 
+        // Dashboards for Consul's mesh find what they look for.
+        let metrics = web.get("/stats/prometheus?usedonly").await;
+        for wanted in [
+            "envoy_cluster_upstream_cx_total{",
+            r#"consul_destination_service="api""#,
+            r#"consul_destination_datacenter="dc1""#,
+            r#"consul_source_service="web""#,
+            r#"local_cluster="web""#,
+        ] {
+            let mut lines =
+                metrics.lines().filter(|line| line.starts_with("envoy_cluster_upstream_cx_total{"));
+            assert!(lines.any(|line| line.contains(wanted)), "{wanted} in {metrics}");
+        }
+        assert!(metrics.contains(r#"consul_upstream_service="api""#), "{metrics}");
+
         let tagged = web.admin.certs().await.unwrap();
         assert!(tagged.iter().any(|c| !c.ca && c.uris == [caller.clone()]), "{tagged:?}");
         assert!(tagged.iter().any(|c| c.ca && c.not_after > pair.web_credentials.not_after), "{tagged:?}");
@@ -305,13 +324,8 @@ fn what_envoy_refuses_is_taken_back_and_told() {
         let (mut open, _) = Call::open(API).await.unwrap();
         let good = pair.file(&pair.api, "lds.json");
 
-        // Two chains that match the same.
-        let mut broken = resources(&pair.api, &pair.mesh, &pair.root).unwrap();
-        let chains = broken.listeners[0]["filter_chains"].as_array_mut().unwrap();
-        let mut twin = chains[0].clone();
-        twin["name"] = "twin".into();
-        chains.push(twin);
-        let set = FileSet::new(&broken, Some(&pair.api_credentials));
+        // A listener that cannot be.
+        let set = broken(&pair);
         let fault = pair.publisher.publish_files(&pair.api, &set).await.unwrap_err();
         assert_eq!(fault.code, "ENM-E030");
         assert!(fault.message.contains("has the same matching rules"), "{}", fault.message);
@@ -350,6 +364,36 @@ fn what_envoy_refuses_is_taken_back_and_told() {
     });
 }
 
+/// The files of `service` with two chains that match the same.
+fn broken(pair: &Pair) -> FileSet {
+    let mut broken = resources(&pair.api, &pair.mesh, &pair.root).unwrap();
+    let chains = broken.listeners[0]["filter_chains"].as_array_mut().unwrap();
+    let mut twin = chains[0].clone();
+    twin["name"] = "twin".into();
+    chains.push(twin);
+    FileSet::new(&broken, Some(&pair.api_credentials))
+}
+
+#[test]
+fn the_last_good_files_outlive_envoy_and_enmesh() {
+    in_namespace(|| async {
+        let pair = Pair::new();
+        app("127.0.0.1:8081", "api").await;
+        let (_web, api) = pair.start().await;
+        drop(api);
+        // Nobody can say no to this, until Envoy starts with it.
+        let published = pair.publisher.publish_files(&pair.api, &broken(&pair)).await.unwrap();
+        assert!(!published.verified);
+        let api = Sidecar::start(&pair.api, &pair.root).await;
+        assert_eq!(call(API).await, None, "Envoy is live, and has no listener");
+        let other = Publisher::new(pair.root.clone());
+        let fault = other.publish_files(&pair.api, &broken(&pair)).await.unwrap_err();
+        assert_eq!(fault.code, "ENM-E030");
+        assert_eq!(call(API).await.as_deref(), Some("api"));
+        assert_eq!(api.admin.ready().await, Readiness::Live);
+    });
+}
+
 #[test]
 fn traffic_follows_the_endpoints_at_once() {
     in_namespace(|| async {
@@ -365,6 +409,17 @@ fn traffic_follows_the_endpoints_at_once() {
         pair.publisher.publish(&second, &pair.mesh, Some(&pair.api_credentials)).await.unwrap();
         let _second = Sidecar::start(&second, &pair.root).await;
 
+        let (mut open, _) = Call::open(API).await.unwrap();
+        // Somebody calls all the time; what fails is counted.
+        let calls = Rc::new(Cell::new((0, 0)));
+        let counted = calls.clone();
+        let caller = tokio::task::spawn_local(async move {
+            loop {
+                let failed = u32::from(call(API).await.is_none());
+                let (made, failures) = counted.get();
+                counted.set((made + 1, failures + failed));
+            }
+        });
         let mut took = Vec::new();
         for round in 0..20 {
             let (port, answer) = if round % 2 == 0 { (21002, "second") } else { (21001, "first") };
@@ -373,9 +428,14 @@ fn traffic_follows_the_endpoints_at_once() {
             let started = Instant::now();
             let published = pair.publish_web().await;
             took.push(started.elapsed());
-            assert_eq!(published, Published { changed: vec!["eds/api.json".to_owned()], verified: true });
+            assert_eq!(published, Published { changed: vec!["cds.json".to_owned()], verified: true });
             assert_eq!(call(API).await.as_deref(), Some(answer));
         }
+        tokio::time::sleep(DRAIN + Duration::from_secs(1)).await;
+        open.echoes().await.expect("a connection stays with the endpoint that it has");
+        caller.abort();
+        let (made, failures) = calls.get();
+        assert!(made > 20 && failures == 0, "{failures} of {made} calls failed");
         took.sort();
         eprintln!("an endpoint's change, written and verified: median {:?}, worst {:?}", took[10], took[19]);
     });
@@ -390,14 +450,13 @@ fn services_come_and_go_without_a_gap() {
         let (mut open, _) = Call::open(API).await.unwrap();
         pair.mesh.services.insert(name("db"), known(&["240.0.0.9"], &[("127.0.0.1", 21009, None)], &[]));
         let published = pair.publish_web().await;
-        assert_eq!(published.changed, ["cds.json", "eds/db.json", "lds.json"]);
+        assert_eq!(published.changed, ["cds.json", "lds.json"]);
         assert!(published.verified);
 
         pair.mesh.services.remove(&name("db"));
         let published = pair.publish_web().await;
-        assert_eq!(published.changed, ["cds.json", "eds/db.json", "lds.json"]);
+        assert_eq!(published.changed, ["cds.json", "lds.json"]);
         assert!(published.verified);
-        assert!(!Layout::new(&pair.web, &pair.root).path("eds/db.json").exists());
         let clusters = web.admin.stats("^cluster\\.db\\.").await.unwrap();
         assert!(clusters.is_empty(), "{clusters:?}");
         open.echoes().await.expect("other services' connections live on");
@@ -414,8 +473,8 @@ fn a_file_that_envoy_missed_is_shown_to_it_again() {
         let known = pair.mesh.services.get_mut(&name("api")).unwrap();
         known.instances = scenarios::known(&[], &[("127.0.0.1", 1, None)], &[]).instances;
         let set = FileSet::new(&resources(&pair.web, &pair.mesh, &pair.root).unwrap(), None);
-        let path = Layout::new(&pair.web, &pair.root).path("eds/api.json");
-        fs::write(path, set.get("eds/api.json").unwrap()).unwrap();
+        let path = Layout::new(&pair.web, &pair.root).path("cds.json");
+        fs::write(path, set.get("cds.json").unwrap()).unwrap();
         assert_eq!(call(API).await.as_deref(), Some("api"), "Envoy has not seen it");
         let published = pair.publish_web().await;
         assert!(published.verified);
@@ -461,5 +520,33 @@ fn only_root_and_the_sidecars_group_can_read() {
         for path in ["bootstrap.json", "lds.json", "secrets/connect-leaf.json"] {
             assert_eq!(mode(&layout.path(path)), (0o640, 0, 5995), "{path}");
         }
+    });
+}
+
+#[test]
+fn a_large_mesh_is_taken_up_in_time() {
+    in_namespace(|| async {
+        let mut pair = Pair::new();
+        app("127.0.0.1:8081", "api").await;
+        let (web, _api) = pair.start().await;
+        for index in 0..300_u32 {
+            let virtual_ip = Ipv4Addr::from_bits(0xf000_0100 + index).to_string();
+            let hosts: Vec<String> =
+                (0..5).map(|host| Ipv4Addr::from_bits(0x0a00_0000 + index * 8 + host).to_string()).collect();
+            let instances: Vec<_> = hosts.iter().map(|host| (host.as_str(), 21000, Some(8080))).collect();
+            let service = known(&[virtual_ip.as_str()], &instances, &["*"]);
+            pair.mesh.services.insert(name(&format!("service-{index}")), service);
+        }
+        let started = Instant::now();
+        assert!(pair.publish_web().await.verified);
+        let all = started.elapsed();
+        assert_eq!(web.counter("cluster_manager.active_clusters").await, 602);
+        assert_eq!(web.inotify_instances(), INOTIFY_INSTANCES);
+
+        pair.mesh.services.get_mut(&name("service-7")).unwrap().instances.clear();
+        let started = Instant::now();
+        assert!(pair.publish_web().await.verified);
+        eprintln!("300 services, 1500 instances: all {all:?}, one more change {:?}", started.elapsed());
+        assert_eq!(call(API).await.as_deref(), Some("api"));
     });
 }

@@ -200,8 +200,11 @@ fn the_apps_talk_over_the_bare_cable() {
     assert_eq!(seen.headers[app::SECRET_HEADER], SECRET);
     assert!(seen.from.starts_with("10.99.0.1:"), "{}", seen.from);
 
-    let hammered =
-        stage.web.namespace.run(|| app::hammer(&url, SECRET, 100, Duration::from_millis(500))).unwrap();
+    let hammered = stage
+        .web
+        .namespace
+        .run(|| app::hammer(std::slice::from_ref(&url), SECRET, 100, Duration::from_millis(500)))
+        .unwrap();
     assert!((45..=51).contains(&hammered.tried), "{hammered:?}");
     assert_eq!((hammered.answered, hammered.outage, hammered.back), (hammered.tried, None, true));
 }
@@ -240,7 +243,9 @@ fn a_snapshot_sees_each_kind_of_change_and_that_it_was_taken_back() {
     let sysctl = |value: &str| {
         host.namespace.run(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", value).unwrap()).unwrap();
     };
-    let steps: [(&str, &dyn Fn(), &dyn Fn()); 6] = [
+    // Section, what changes it, what takes that back.
+    type Step<'a> = (&'a str, &'a dyn Fn(), &'a dyn Fn());
+    let steps: [Step<'_>; 6] = [
         ("rules", &|| run("nft add table inet enmesh"), &|| run("nft delete table inet enmesh")),
         ("routes", &|| run("ip route add 240.0.0.0/4 dev lo"), &|| run("ip route del 240.0.0.0/4 dev lo")),
         ("routing rules", &|| run("ip rule add fwmark 7 table 7"), &|| run("ip rule del fwmark 7 table 7")),

@@ -20,7 +20,7 @@ use rcgen::{
     KeyUsagePurpose, SanType,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::time::timeout;
 
 /// How long anything in a test may take.
@@ -110,6 +110,23 @@ impl Sidecar {
 
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// How many inotify instances the process has.
+    pub fn inotify_instances(&self) -> usize {
+        let handles = fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap();
+        let targets = handles.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
+        targets.filter(|target| target.to_string_lossy().contains("inotify")).count()
+    }
+
+    /// What Envoy answers to a GET, as text.
+    pub async fn get(&self, path: &str) -> String {
+        let mut stream = UnixStream::connect(self.admin.socket()).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: envoy\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        String::from_utf8_lossy(&answer).into_owned()
     }
 
     pub async fn counter(&self, name: &str) -> u64 {

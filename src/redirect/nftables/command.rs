@@ -16,7 +16,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 pub(in crate::redirect) fn nft(arguments: &[&str], stdin: &[u8]) -> Result<Vec<u8>, RedirectError> {
     let program = exec::find("nft").map_err(|_| RedirectError::NoNft)?;
     let output = exec::run(&program, arguments, stdin, LIMIT)
-        .map_err(|fault| RedirectError::Refused { message: fault.message })?;
+        .map_err(|fault| RedirectError::NotRun { message: fault.message })?;
     if output.status.success() { Ok(output.stdout) } else { Err(explain(&output.stderr)) }
 }
 

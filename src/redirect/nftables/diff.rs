@@ -14,17 +14,15 @@ pub(super) struct Wordings(BTreeMap<RulePicture, String>);
 impl Wordings {
     /// From a table that was set a moment ago. Only rules that stand in the same place under the
     /// same name count as the same.
-    pub fn learn(wanted: &Picture, found: &Picture) -> Self {
-        let mut wordings = BTreeMap::new();
+    pub fn learn(&mut self, wanted: &Picture, found: &Picture) {
         for (chain, rules) in &wanted.rules {
             let printed = found.rules.get(chain).map_or(&[][..], Vec::as_slice);
             for (ours, theirs) in rules.iter().zip(printed) {
                 if ours.comment == theirs.comment && ours.wording != theirs.wording {
-                    wordings.insert(ours.clone(), theirs.wording.clone());
+                    self.0.insert(ours.clone(), theirs.wording.clone());
                 }
             }
         }
-        Wordings(wordings)
     }
 
     fn translate(&self, rule: &RulePicture) -> RulePicture {

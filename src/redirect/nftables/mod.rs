@@ -3,8 +3,12 @@
 mod command;
 mod diff;
 mod picture;
+#[cfg(test)]
+mod tests;
 
 use std::cell::RefCell;
+
+use serde_json::Value as Json;
 
 use self::diff::Wordings;
 use self::picture::Picture;
@@ -17,14 +21,16 @@ pub(super) use command::nft;
 /// How many differences an error names.
 const NAMED_DIFFERENCES: usize = 3;
 
-/// Programs `inet enmesh` through `nft -j`.
+/// Programs `inet enmesh` through `nft -j`, each time in one transaction.
 ///
-/// A driver that has applied rules remembers how this host's `nft` words each of them, so that
-/// another version's spelling is not taken for an edit later on. Keep one for as long as the
-/// process runs.
+/// Keep one driver per network namespace for as long as the process runs: it remembers what it has set. The next
+/// [`Firewall::apply`] then changes only what differs (a sidecar that comes or goes is one map
+/// element), and the way in which this host's `nft` words a rule is not taken for an edit.
 #[derive(Debug, Default)]
 pub struct Nftables {
     wordings: RefCell<Wordings>,
+    /// What was set last and found to be there.
+    known: RefCell<Option<Ruleset>>,
 }
 
 impl Nftables {
@@ -33,8 +39,8 @@ impl Nftables {
         Self::default()
     }
 
-    fn load(ruleset: &Ruleset) -> Result<(), RedirectError> {
-        nft(&["-j", "-f", "-"], json::replace(ruleset).to_string().as_bytes()).map(drop)
+    fn load(document: &Json) -> Result<(), RedirectError> {
+        nft(&["-j", "-f", "-"], document.to_string().as_bytes()).map(drop)
     }
 
     /// What is in the kernel, or `None` when our table is not.
@@ -46,27 +52,44 @@ impl Nftables {
         }
     }
 
-    /// Sets `wanted` and reads it back; what differs in substance is an error, and the table goes
-    /// back to nothing half-done: the rules that were asked for are loaded once more.
-    fn set(&self, ruleset: &Ruleset) -> Result<(), RedirectError> {
-        let wanted = Picture::of_commands(&json::replace(ruleset));
-        let mut differences = Vec::new();
-        // A second try, because somebody may have edited the table between the two steps.
-        for _ in 0..2 {
-            Self::load(ruleset)?;
-            let Some(found) = Self::read()? else {
-                differences = vec![format!("- table inet {}", ruleset::TABLE)];
-                continue;
-            };
-            let learnt = Wordings::learn(&wanted, &found);
-            differences = diff::differences(&wanted, &found, &learnt);
-            if differences.is_empty() {
-                self.wordings.replace(learnt);
-                return Ok(());
+    /// How the kernel differs from `wanted`. With `just_set` every rule there is ours and of this
+    /// moment, so another wording of it is how this `nft` speaks, and is learnt.
+    fn compare(&self, wanted: &Picture, just_set: bool) -> Result<Vec<String>, RedirectError> {
+        let Some(found) = Self::read()? else {
+            return Ok(vec![format!("+ table inet {}", ruleset::TABLE)]);
+        };
+        if just_set {
+            self.wordings.borrow_mut().learn(wanted, &found);
+        }
+        Ok(diff::differences(wanted, &found, &self.wordings.borrow()))
+    }
+
+    /// Makes the kernel's table be `ruleset`, by the gentlest way that works: nothing to do; what
+    /// differs from the last time; the whole table.
+    fn set(&self, ruleset: Ruleset) -> Result<(), RedirectError> {
+        let wanted = Picture::of_commands(&json::replace(&ruleset));
+        let known = self.known.take();
+        let done = match &known {
+            Some(known) if *known != ruleset => match Self::load(&json::change(known, &ruleset)) {
+                Ok(()) => self.compare(&wanted, false)?.is_empty(),
+                // Somebody edited the table meanwhile.
+                Err(error) => {
+                    tracing::info!(%error, "the rules cannot be changed as they are, so all are replaced");
+                    false
+                }
+            },
+            _ => self.compare(&wanted, false)?.is_empty(),
+        };
+        if !done {
+            Self::load(&json::replace(&ruleset))?;
+            let mut differences = self.compare(&wanted, true)?;
+            if !differences.is_empty() {
+                differences.truncate(NAMED_DIFFERENCES);
+                return Err(RedirectError::ReadBack { differences });
             }
         }
-        differences.truncate(NAMED_DIFFERENCES);
-        Err(RedirectError::ReadBack { differences })
+        self.known.replace(Some(ruleset));
+        Ok(())
     }
 }
 
@@ -96,18 +119,19 @@ impl Firewall for Nftables {
         if desired.policy.is_empty() {
             return self.remove();
         }
-        Ok(self.set(&ruleset::build(&desired.policy, &desired.live))?)
+        Ok(self.set(ruleset::build(&desired.policy, &desired.live))?)
     }
 
     fn drain(&self) -> Result<(), Fault> {
         if Self::read()?.is_some() {
-            Self::load(&ruleset::husk())?;
+            self.known.take();
+            Self::load(&json::replace(&ruleset::husk()))?;
         }
         Ok(())
     }
 
     fn remove(&self) -> Result<(), Fault> {
-        nft(&["-j", "-f", "-"], json::remove().to_string().as_bytes())?;
-        Ok(())
+        self.known.take();
+        Ok(Self::load(&json::remove())?)
     }
 }

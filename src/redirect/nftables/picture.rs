@@ -111,7 +111,12 @@ impl Picture {
         }
         let statements = object.get("expr").and_then(Json::as_array).into_iter().flatten();
         let statements = statements.filter(|statement| statement.get("counter").is_none());
-        let wording = statements.map(words).collect::<Vec<_>>().join("; ");
+        let mut wording: Vec<String> = statements.map(words).collect();
+        // Implied by a look at a TCP header; nft 1.1 leaves it out.
+        if wording.iter().any(|statement| statement.contains("tcp dport")) {
+            wording.retain(|statement| statement != "meta l4proto == tcp");
+        }
+        let wording = wording.join("; ");
         self.rules.entry(name(object, "chain")).or_default().push(RulePicture { comment, wording });
     }
 }
@@ -145,6 +150,8 @@ fn words(value: &Json) -> String {
                 "meta" | "ct" if inner.as_object().is_some_and(|inner| inner.len() == 1) => {
                     format!("{key} {}", field(inner, "key"))
                 }
+                // A list of flags, in the words of nft 1.1.
+                "|" => words(inner),
                 _ if inner.is_null() => key.clone(),
                 _ => format!("{key}({})", words(inner)),
             });
@@ -162,10 +169,13 @@ enum Part {
     Other(String),
 }
 
+/// What elements that may be merged have in common: the other components, and a map's value.
+type Group = (Vec<Part>, Option<String>);
+
 /// The elements as text, with intervals in the last component merged: kernels and versions cut
 /// them up differently.
 fn merged(elements: &[&Json]) -> BTreeSet<String> {
-    let mut groups: BTreeMap<(Vec<Part>, Option<String>), Vec<(u8, u128, u128)>> = BTreeMap::new();
+    let mut groups: BTreeMap<Group, Vec<(u8, u128, u128)>> = BTreeMap::new();
     let mut out = BTreeSet::new();
     for element in elements {
         let (mut key, value) = element_parts(element);

@@ -53,7 +53,7 @@ pub(in crate::redirect) fn build(policy: &RedirectPolicy, live: &BTreeSet<Servic
 }
 
 /// The sets that a rule names.
-fn names(rule: &super::Rule) -> impl Iterator<Item = &'static str> {
+pub(super) fn names(rule: &super::Rule) -> impl Iterator<Item = &'static str> {
     rule.parts.iter().filter_map(|part| match part {
         Part::Is(_, Operand::Set(name)) | Part::IsNot(_, Operand::Set(name)) | Part::Redirect(_, name) => {
             Some(*name)

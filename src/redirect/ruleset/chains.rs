@@ -250,19 +250,17 @@ fn all_bypass(rules: &mut Vec<Rule>, sets: &Sets) {
 
 fn guard_out(outbound: bool, everyone: Option<&OutboundCapture>, sets: &Sets) -> Vec<Rule> {
     let mut rules = Vec::new();
+    if !outbound && !sets.has("virtual4") && !sets.has("virtual6") {
+        return rules;
+    }
+    rules.push(Rule::new("connections that run already", [NotOpening, Accept]));
+    let parts = [Is(&[SocketUid], Set("proxy_uids")), Accept];
+    when(&mut rules, sets.has("proxy_uids"), "sidecars", parts);
     for (set, left, comment) in [
         ("virtual4", &[Ip4Destination] as &[_], "virtual IPs"),
         ("virtual6", &[Ip6Destination], "virtual IPs, IPv6"),
     ] {
         when(&mut rules, sets.has(set), comment, [Is(left, Set(set)), Goto("refuse")]);
-    }
-    if rules.is_empty() && !outbound {
-        return rules;
-    }
-    rules.insert(0, Rule::new("connections that run already", [NotOpening, Accept]));
-    let sidecars = [Is(&[SocketUid], Set("proxy_uids")), Accept];
-    if sets.has("proxy_uids") {
-        rules.insert(1, Rule::new("sidecars", sidecars));
     }
     if !outbound {
         return rules;

@@ -13,6 +13,7 @@ use nftables::stmt::{JumpTarget, Mangle, Match, NAT, NATFamily, Operator, Reject
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook, RejectCode};
 use serde_json::Value as Json;
 
+use super::change::Changes;
 use super::{
     Base, Chain, Element, Hook, Kind, NamedSet, Operand, Part, Rule, Ruleset, Selector, TABLE, Value,
 };
@@ -20,23 +21,42 @@ use super::{
 /// One transaction that replaces the table whole: made, so that it is there to be deleted; deleted
 /// with everything in it; made again.
 pub(in crate::redirect) fn replace(ruleset: &Ruleset) -> Json {
-    let mut document = document(remove_batch());
-    let mut objects = vec![command(NfListObject::Table(table()))];
-    objects.extend(ruleset.chains.iter().map(|chain| command(chain_object(chain))));
-    objects.extend(ruleset.sets.iter().map(set_command));
-    objects.extend(ruleset.sets.iter().flat_map(more_elements));
-    for chain in &ruleset.chains {
-        objects.extend(chain.rules.iter().map(|rule| command(rule_object(chain.name, rule))));
-    }
-    if let Some(commands) = document.get_mut("nftables").and_then(Json::as_array_mut) {
-        commands.extend(objects);
-    }
-    document
+    let mut commands = vec![command(NfListObject::Table(table()))];
+    commands.extend(ruleset.chains.iter().map(|chain| command(chain_object(chain))));
+    commands.extend(ruleset.sets.iter().flat_map(set_commands));
+    commands.extend(ruleset.chains.iter().flat_map(rule_commands));
+    with_commands(remove_batch(), commands)
 }
 
 /// One transaction after which the table is not there, whether it was or not.
 pub(in crate::redirect) fn remove() -> Json {
-    document(remove_batch())
+    with_commands(remove_batch(), Vec::new())
+}
+
+/// One transaction that makes `old` into `new` and touches nothing that stays.
+///
+/// A replaced table has new base chains, and a packet that passes from the new chain to the old
+/// one just as the generation changes sees the rules of neither (seen once in 250 replacements
+/// under load). Chains that stay are emptied and filled instead, which the kernel does in one step
+/// for whoever is in them, and so are maps, element by element.
+pub(in crate::redirect) fn change(old: &Ruleset, new: &Ruleset) -> Json {
+    let changes = Changes::between(old, new);
+    let mut commands = Vec::new();
+    commands.extend(changes.emptied.iter().map(|chain| on_chain("flush", chain)));
+    commands.extend(changes.gone_chains.iter().map(|chain| on_chain("delete", chain)));
+    commands.extend(changes.gone_sets.iter().map(|set| on_set("delete", set)));
+    commands.extend(changes.new_chains.iter().map(|chain| command(chain_object(chain))));
+    commands.extend(changes.new_sets.iter().flat_map(|set| set_commands(set)));
+    for (old, new) in &changes.maps {
+        let missing = |from: &NamedSet, than: &NamedSet| {
+            let elements = from.elements.iter().filter(|element| !than.elements.contains(element));
+            elements.map(element).collect::<Vec<_>>()
+        };
+        commands.extend(element_command("delete", old.name, missing(old, new)));
+        commands.extend(element_command("add", new.name, missing(new, old)));
+    }
+    commands.extend(changes.filled.iter().flat_map(|chain| rule_commands(chain)));
+    with_commands(Batch::new(), commands)
 }
 
 fn remove_batch() -> Batch<'static> {
@@ -46,8 +66,21 @@ fn remove_batch() -> Batch<'static> {
     batch
 }
 
-fn document(batch: Batch<'_>) -> Json {
-    serde_json::to_value(batch.to_nftables()).unwrap_or_default()
+fn with_commands(batch: Batch<'_>, more: Vec<Json>) -> Json {
+    let mut document = serde_json::to_value(batch.to_nftables()).unwrap_or_default();
+    if let Some(commands) = document.get_mut("nftables").and_then(Json::as_array_mut) {
+        commands.extend(more);
+    }
+    document
+}
+
+fn on_chain(verb: &str, chain: &Chain) -> Json {
+    serde_json::json!({ verb: { "chain": { "family": "inet", "table": TABLE, "name": chain.name } } })
+}
+
+fn on_set(verb: &str, set: &NamedSet) -> Json {
+    let kind = if set.value.is_some() { "map" } else { "set" };
+    serde_json::json!({ verb: { kind: { "family": "inet", "table": TABLE, "name": set.name } } })
 }
 
 fn command(object: NfListObject<'_>) -> Json {
@@ -120,16 +153,24 @@ fn set_command(set: &NamedSet) -> Json {
     command
 }
 
-/// The commands for the elements that do not go in with the set.
-fn more_elements(set: &NamedSet) -> impl Iterator<Item = Json> {
-    set.parts().skip(1).map(|part| {
-        command(NfListObject::Element(JsonElement {
+/// A set, and the elements that do not go in with it.
+fn set_commands(set: &NamedSet) -> impl Iterator<Item = Json> {
+    let more = set.parts().skip(1);
+    let more = more
+        .filter_map(|part| element_command("add", set.name, part.iter().map(element).collect::<Vec<_>>()));
+    std::iter::once(set_command(set)).chain(more)
+}
+
+fn element_command(verb: &str, set: &'static str, elem: Vec<Expression<'static>>) -> Option<Json> {
+    let object = (!elem.is_empty()).then(|| {
+        NfListObject::Element(JsonElement {
             family: NfFamily::INet,
             table: TABLE.into(),
-            name: set.name.into(),
-            elem: part.iter().map(element).collect::<Vec<_>>().into(),
-        }))
-    })
+            name: set.into(),
+            elem: elem.into(),
+        })
+    });
+    object.map(|object| serde_json::json!({ verb: object }))
 }
 
 fn element(element: &Element) -> Expression<'static> {
@@ -173,6 +214,10 @@ fn text(text: impl ToString) -> Expression<'static> {
 
 fn range(first: Expression<'static>, last: Expression<'static>) -> Expression<'static> {
     Expression::Range(Box::new(Range { range: [first, last] }))
+}
+
+fn rule_commands(chain: &Chain) -> impl Iterator<Item = Json> {
+    chain.rules.iter().map(|rule| command(rule_object(chain.name, rule)))
 }
 
 fn rule_object(chain: &'static str, rule: &Rule) -> NfListObject<'static> {

@@ -1,6 +1,6 @@
-//! Policy -> ruleset, as data: one private table that is replaced whole.
+//! Policy -> ruleset, as data: one private table.
 //!
-//! [`build`] is pure. What it returns is rendered twice, to the JSON that `nft -j -f -` takes
+//! [`build()`] is pure. What it returns is rendered twice, to the JSON that `nft -j -f -` takes
 //! ([`json`]) and to text for people ([`text`]), and a kernel test holds both to the same state.
 //!
 //! # Shape
@@ -10,6 +10,9 @@
 //! connection costs the same with one service as with a hundred. A rule whose set would be empty
 //! is left out. Which sidecars are live shows in the four redirect maps only: a sidecar that comes
 //! or goes changes map elements and no rule.
+//!
+//! The table appears, is replaced and goes in one transaction; between two rulesets that enmesh made
+//! itself only what differs is touched ([`change`]).
 //!
 //! `accept` ends one base chain and no other, so it means "left alone" in NAT chains and guards
 //! alike, which lets both share the chain `bypass`. Per chain, in order of evaluation:
@@ -42,7 +45,10 @@
 
 mod build;
 mod chains;
+mod change;
 pub(super) mod json;
+#[cfg(test)]
+mod tests;
 pub(super) mod text;
 
 use std::net::{IpAddr, SocketAddr};
@@ -68,14 +74,6 @@ pub const DRAIN_MARK: &str = "enmesh:drain";
 pub(super) struct Ruleset {
     pub sets: Vec<NamedSet>,
     pub chains: Vec<Chain>,
-}
-
-impl Ruleset {
-    /// How many rules there are in all.
-    #[cfg(test)]
-    pub fn rules(&self) -> usize {
-        self.chains.iter().map(|chain| chain.rules.len()).sum()
-    }
 }
 
 /// A set, or with `value` a map.

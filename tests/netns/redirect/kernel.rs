@@ -15,8 +15,8 @@ use crate::worlds::{bare, bypasses, down, inbound, legacy, live, outbound, two_u
 /// How many policies are made up.
 const POLICIES: u64 = 220;
 
-fn apply_and_observe(desired: &Desired) -> Vec<String> {
-    Nftables::new().apply(desired).unwrap_or_else(|fault| panic!("{fault}\n{}", fault.hint));
+fn apply_and_observe(firewall: &Nftables, desired: &Desired) -> Vec<String> {
+    firewall.apply(desired).unwrap_or_else(|fault| panic!("{fault}\n{}", fault.hint));
     // A driver that has not seen the rules go in, so that it has learnt nothing.
     let observed = Nftables::new().observe(desired).unwrap();
     let expected = (!desired.policy.is_empty()).then(|| desired.policy.generation.clone());
@@ -24,15 +24,90 @@ fn apply_and_observe(desired: &Desired) -> Vec<String> {
     observed.differences
 }
 
+/// Once with a driver that knows nothing of what is there, once with one that goes from each policy
+/// to the next.
 #[test]
 fn whatever_is_applied_is_observed() {
     Space::new().run(|| {
+        let one_for_all = Nftables::new();
         for seed in 0..POLICIES {
             let desired = random(seed);
-            let differences = apply_and_observe(&desired);
+            let differences = apply_and_observe(&Nftables::new(), &desired);
+            assert!(differences.is_empty(), "seed {seed}: {differences:#?}\n{:#?}", desired.policy);
+            let desired = random(1000 + seed);
+            let differences = apply_and_observe(&one_for_all, &desired);
             assert!(differences.is_empty(), "seed {seed}: {differences:#?}\n{:#?}", desired.policy);
         }
     });
+}
+
+/// The same, with nobody between the changes, so that none falls back to the whole table.
+#[test]
+fn whatever_is_changed_is_observed() {
+    Space::new().run(|| {
+        let firewall = Nftables::new();
+        firewall.apply(&random(0)).unwrap();
+        for seed in 1..POLICIES {
+            let desired = random(seed);
+            if desired.policy.is_empty() {
+                continue;
+            }
+            let before = table_handle();
+            let differences = apply_and_observe(&firewall, &desired);
+            assert!(differences.is_empty(), "seed {seed}: {differences:#?}\n{:#?}", desired.policy);
+            assert_eq!(before, table_handle(), "seed {seed}: the table was replaced");
+        }
+    });
+}
+
+/// A sidecar that comes or goes is a map element, and nothing else in the table moves.
+#[test]
+fn liveness_touches_no_rule() {
+    let space = Space::new();
+    space.run(|| {
+        let firewall = Nftables::new();
+        firewall.apply(&live(legacy())).unwrap();
+        let numbered = || run_nft(&["-a", "list", "table", "inet", "enmesh"]);
+        let before = numbered();
+        firewall.apply(&down(legacy())).unwrap();
+        let is_redirect = |line: &&str| !line.contains("elements") && !line.contains('}');
+        let rules = |text: &str| text.lines().filter(is_redirect).map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(rules(&before), rules(&numbered()));
+        assert_ne!(before, numbered());
+        firewall.apply(&live(legacy())).unwrap();
+        assert_eq!(before, numbered());
+    });
+}
+
+/// An edit that keeps a rule's name is not taken for the way in which nft words it.
+#[test]
+fn a_change_beside_an_edit_repairs_the_edit() {
+    Space::new().run(|| {
+        let firewall = Nftables::new();
+        firewall.apply(&live(two_users())).unwrap();
+        let listing = run_nft(&["-a", "list", "chain", "inet", "enmesh", "guard_in"]);
+        let rule = listing.lines().find(|line| line.contains("in the clear")).unwrap();
+        let handle = rule.rsplit(' ').next().unwrap();
+        let name = "comment \"services' ports in the clear\"";
+        run_nft(&["replace", "rule", "inet", "enmesh", "guard_in", "handle", handle, "accept", name]);
+        // Both leave the chain `guard_in` as it is.
+        for desired in [down(two_users()), live(two_users())] {
+            assert_eq!(apply_and_observe(&firewall, &desired), Vec::<String>::new());
+        }
+    });
+}
+
+/// Tells one table `inet enmesh` from its successor.
+fn table_handle() -> String {
+    let listing = run_nft(&["-a", "list", "tables"]);
+    listing.lines().find(|line| line.contains("enmesh")).unwrap().to_owned()
+}
+
+fn run_nft(arguments: &[&str]) -> String {
+    let nft = enmesh::base::exec::find("nft").unwrap();
+    let out = enmesh::base::exec::run(&nft, arguments, b"", std::time::Duration::from_secs(5)).unwrap();
+    assert!(out.status.success(), "{arguments:?}: {}", out.stderr);
+    String::from_utf8(out.stdout).unwrap()
 }
 
 #[test]
@@ -45,7 +120,7 @@ fn ten_thousand_networks() {
             let networks = (0..10_000_u32).map(|n| format!("10.{}.{}.0/25", n / 256, n % 256));
             capture.bypass.cidrs = networks.map(|text| text.parse().unwrap()).collect();
             policy.outbound.insert("api".parse().unwrap(), capture);
-            assert_eq!(apply_and_observe(&live(policy)), Vec::<String>::new());
+            assert_eq!(apply_and_observe(&Nftables::new(), &live(policy)), Vec::<String>::new());
         }
     });
 }
@@ -90,8 +165,8 @@ fn applying_three_times_changes_nothing() {
 fn an_empty_policy_has_no_table() {
     let space = Space::new();
     space.run(|| {
-        assert_eq!(apply_and_observe(&live(two_users())), Vec::<String>::new());
-        assert_eq!(apply_and_observe(&live(bare())), Vec::<String>::new());
+        assert_eq!(apply_and_observe(&Nftables::new(), &live(two_users())), Vec::<String>::new());
+        assert_eq!(apply_and_observe(&Nftables::new(), &live(bare())), Vec::<String>::new());
     });
     assert_eq!(space.rules(), "");
 }

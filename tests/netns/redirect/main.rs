@@ -5,9 +5,15 @@
 //! ones that take more than one connection, `kernel` what the kernel gives back, `speed` a
 //! measurement.
 
+#[cfg(test)]
 mod kernel;
+#[cfg(test)]
 mod lab;
+#[cfg(test)]
 mod matrix;
+#[cfg(test)]
 mod scenarios;
+#[cfg(test)]
 mod speed;
+#[cfg(test)]
 mod worlds;

@@ -40,8 +40,7 @@ type Row = (&'static str, Source, &'static str, Expect);
 /// Puts a driver through rows, with `desired` in force, and reports all that fail.
 fn check(driver: fn() -> Box<dyn Firewall>, desired: Desired, rows: &[Row]) {
     let lab = Lab::new();
-    let wanted = desired.clone();
-    lab.host.run(move || driver().apply(&wanted)).unwrap_or_else(|fault| panic!("{fault}"));
+    lab.host.run(move || driver().apply(&desired)).unwrap_or_else(|fault| panic!("{fault}"));
     let mut wrong = Vec::new();
     for (id, from, to, expect) in rows {
         let address = to.parse().unwrap_or_else(|_| panic!("row {id}: {to}"));

@@ -113,8 +113,11 @@ fn replacing_under_load_is_seamless() {
     });
     lab.host.run(|| {
         let firewall = Nftables::new();
-        for _ in 0..50 {
-            firewall.apply(&live(whole_host())).unwrap();
+        for round in 0..50 {
+            let mut policy = whole_host();
+            policy.generation.number = round;
+            policy.bypass_cidrs.insert(format!("10.70.{round}.0/24").parse().unwrap());
+            firewall.apply(&live(policy)).unwrap();
             firewall.apply(&live(legacy())).unwrap();
         }
     });

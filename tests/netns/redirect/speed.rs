@@ -1,18 +1,20 @@
 //! What setting the rules costs beside `nft -f` alone.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use enmesh::base::exec;
-use enmesh::redirect::{Firewall, Nftables, render_text};
+use enmesh::redirect::{Firewall, Nftables, render_json, render_text};
 
 use crate::lab::Space;
-use crate::worlds::{live, two_users};
+use crate::worlds::{down, live, two_users};
 
 const ROUNDS: usize = 20;
 
-fn median(mut work: impl FnMut()) -> Duration {
+fn median(mut before: impl FnMut(), mut work: impl FnMut()) -> Duration {
     let mut times: Vec<Duration> = (0..ROUNDS)
         .map(|_| {
+            before();
             let started = Instant::now();
             work();
             started.elapsed()
@@ -28,15 +30,34 @@ fn applying_costs_little_more_than_loading() {
     Space::new().run(|| {
         let desired = live(two_users());
         let text = render_text(&desired.policy, &desired.live);
+        let json = render_json(&desired.policy, &desired.live);
         let nft = exec::find("nft").unwrap();
         let run = |arguments: &[&str], stdin: &[u8]| {
             assert!(exec::run(&nft, arguments, stdin, Duration::from_secs(5)).unwrap().status.success());
         };
-        let bare = median(|| run(&["-f", "-"], text.as_bytes()));
+        let flush = || run(&["add", "table", "inet", "enmesh", ";", "flush", "table", "inet", "enmesh"], b"");
+        let bare = median(flush, || run(&["-f", "-"], text.as_bytes()));
+        let as_json = median(flush, || run(&["-j", "-f", "-"], json.as_bytes()));
+        let whole = median(flush, || Nftables::new().apply(&desired).unwrap());
         let firewall = Nftables::new();
-        let apply = median(|| firewall.apply(&desired).unwrap());
-        let observe = median(|| drop(firewall.observe(&desired).unwrap()));
-        println!("nft -f {bare:?}, apply with read-back {apply:?}, observe {observe:?}");
-        assert!(apply < bare * 3 + Duration::from_millis(20), "nft -f {bare:?}, apply {apply:?}");
+        let next = Cell::new(0);
+        let other = median(
+            || (),
+            || {
+                let mut policy = two_users();
+                policy.generation.number = next.replace(next.get() + 1);
+                firewall.apply(&live(policy)).unwrap();
+            },
+        );
+        let gone =
+            median(|| firewall.apply(&desired).unwrap(), || firewall.apply(&down(two_users())).unwrap());
+        let back =
+            median(|| firewall.apply(&down(two_users())).unwrap(), || firewall.apply(&desired).unwrap());
+        let observe = median(|| (), || drop(firewall.observe(&desired).unwrap()));
+        println!(
+            "nft -f {bare:?}, the same as JSON {as_json:?}; all with read-back: whole table {whole:?}, \
+             next generation {other:?}, sidecars down {gone:?}, sidecars up {back:?}; observe {observe:?}"
+        );
+        assert!(whole < bare * 3 + Duration::from_millis(20), "nft -f {bare:?}, apply {whole:?}");
     });
 }

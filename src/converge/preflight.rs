@@ -1,0 +1,75 @@
+//! What must be so before anything is touched: the capabilities are there, no second redirector is on
+//! the host, and nobody but sidecars runs as the sidecars' user, whose traffic would pass the mesh by
+//! unseen.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use super::error::ConvergeError;
+use caps::{CapSet, Capability};
+
+use crate::base::{Fault, process};
+use crate::plan::Plan;
+use crate::redirect;
+
+/// Whether this process may do what converging takes: rules and routes, files that belong to the
+/// sidecars' group, and, where enmesh runs the sidecars itself, children under another user.
+///
+/// # Errors
+/// `ENM-D014` names the capabilities that are missing.
+pub(super) fn capabilities(supervises: bool) -> Result<(), ConvergeError> {
+    let always = [Capability::CAP_NET_ADMIN, Capability::CAP_CHOWN];
+    let children = [Capability::CAP_SETUID, Capability::CAP_SETGID, Capability::CAP_KILL];
+    let needed = always.iter().chain(children.iter().filter(|_| supervises));
+    // Where the kernel does not tell, trying will.
+    let lacks =
+        |capability: &&Capability| matches!(caps::has_cap(None, CapSet::Effective, **capability), Ok(false));
+    let missing: Vec<String> = needed.filter(lacks).map(ToString::to_string).collect();
+    if missing.is_empty() { Ok(()) } else { Err(ConvergeError::Capabilities { missing: missing.join(", ") }) }
+}
+
+/// Every reason not to converge on `plan`.
+///
+/// # Errors
+/// The kernel's rules cannot be read.
+pub(super) fn check(plan: &Plan) -> Result<Vec<Fault>, Fault> {
+    if plan.redirect.is_empty() {
+        return Ok(Vec::new());
+    }
+    let foreign = redirect::foreign()?.into_iter().map(|foreign| {
+        let redirect::Foreign { owner, place, removal } = foreign;
+        ConvergeError::ForeignRedirector { owner, place, removal }
+    });
+    let strangers = strangers(plan).into_iter();
+    Ok(foreign.chain(strangers).map(Fault::from).collect())
+}
+
+/// Processes of this network namespace that run as a sidecar's user and are none.
+fn strangers(plan: &Plan) -> Vec<ConvergeError> {
+    let here = namespace_of("thread-self");
+    let mut pids: Vec<u32> = fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    pids.sort_unstable();
+    let stranger = |pid: u32| {
+        let uid = fs::metadata(format!("/proc/{pid}")).ok()?.uid();
+        let owner = plan.services.values().find(|service| service.sidecar.uid == uid)?;
+        let name = process::name_of(pid)?;
+        let ours = is_sidecar(&name) || namespace_of(&pid.to_string()) != here;
+        (!ours).then_some(ConvergeError::Stranger { pid, name, uid: owner.sidecar.uid })
+    };
+    pids.into_iter().filter_map(stranger).collect()
+}
+
+/// Sidecars run under the name that their unit gives them; `(envoy)` is systemd on its way to
+/// becoming one.
+fn is_sidecar(name: &str) -> bool {
+    name.starts_with("envoy:") || name == "(envoy)"
+}
+
+fn namespace_of(process: &str) -> Option<PathBuf> {
+    fs::read_link(format!("/proc/{process}/ns/net")).ok()
+}
