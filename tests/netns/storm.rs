@@ -242,10 +242,10 @@ struct Hammer {
 }
 
 impl Hammer {
-    fn start(host: &Host, addresses: &[SocketAddr]) -> Hammer {
+    fn start(host: &Host, addresses: [SocketAddr; 2]) -> Hammer {
         let (stop, answered, refused) = Default::default();
         let mut hammer = Hammer { stop, answered, refused, threads: Vec::new() };
-        for address in addresses.iter().copied() {
+        for address in addresses {
             let (stop, answered, refused) =
                 (Arc::clone(&hammer.stop), Arc::clone(&hammer.answered), Arc::clone(&hammer.refused));
             let work = move || {
@@ -272,6 +272,7 @@ impl Hammer {
     }
 }
 
+/// Said at the start, so that a bad storm can be called up again: `ENMESH_SEED=…`.
 fn seed() -> u64 {
     let given = std::env::var("ENMESH_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed = given.unwrap_or_else(|| {
@@ -292,7 +293,7 @@ fn whatever_is_killed_whenever_nothing_goes_in_the_clear() {
     let addresses =
         [SocketAddr::from((scene.virtual_ip(), 80)), SocketAddr::from((scene.stage.api.address, APP_PORT))];
     let tap = Tap::start(&scene.stage.web.namespace, INTERFACE, vec![SECRET.as_bytes().to_vec()]).unwrap();
-    let hammer = Hammer::start(&scene.stage.web, &addresses);
+    let hammer = Hammer::start(&scene.stage.web, addresses);
     let started = Instant::now();
     for round in 0..ROUNDS {
         let name = if random.random() { "web" } else { "api" };

@@ -13,7 +13,7 @@ fn a_broken_peers_file_leaves_the_last_good_mesh_in_force() {
     let mut bed = Bed::new();
     bed.start().await_ready();
     let held = bed.held();
-    let eds = fs::read(bed.path("/run/enmesh/api/eds/db.json")).unwrap();
+    let clusters = fs::read(bed.path("/run/enmesh/api/cds.json")).unwrap();
     for (code, contents) in [
         ("ENM-M003", "[[service"),
         ("ENM-M004", "[[service]]\nnmae = \"db\"\n"),
@@ -24,7 +24,7 @@ fn a_broken_peers_file_leaves_the_last_good_mesh_in_force() {
         let fault = bed.await_fault(code);
         assert_eq!(fault["place"]["file"], bed.path(PEERS_FILE).to_str().unwrap());
         bed.assert_holds(&held);
-        assert_eq!(fs::read(bed.path("/run/enmesh/api/eds/db.json")).unwrap(), eds);
+        assert_eq!(fs::read(bed.path("/run/enmesh/api/cds.json")).unwrap(), clusters);
     }
     // A daemon that starts while the file is broken leaves everything as its predecessor made it.
     bed.kill_daemon();
@@ -159,9 +159,7 @@ fn nonsense_on_the_control_socket_is_answered_and_harms_nobody() {
     bed.say(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03");
     bed.say(&[0; 4096]);
     bed.say(&vec![b'A'; 4 << 20]);
-    bed.say(
-        format!("POST /v1/apply HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999\r\n\r\n{{").as_bytes(),
-    );
+    bed.say(b"POST /v1/apply HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999\r\n\r\n{");
     let huge = "x".repeat(8 << 20);
     bed.say(post("/v1/apply", &huge).as_bytes());
     // Half a request, many times, held open: others are still answered.
