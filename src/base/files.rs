@@ -146,6 +146,37 @@ fn temporary_beside(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{name}.{}.tmp", std::process::id()))
 }
 
+/// Removes what writers that were killed have left below `folder`: temporary files, perhaps with a secret
+/// in them. Only those of processes that run no more, and of this one, which must not be writing.
+///
+/// # Errors
+/// As [`write`].
+pub fn sweep_temporary(folder: &Path) -> Result<(), Fault> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(FileError::new("read", folder, e).into()),
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => sweep_temporary(&entry.path())?,
+            _ if name.to_str().and_then(writer_of).is_some_and(is_gone) => drop(remove(&entry.path())?),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The process that wrote a temporary file, from its name.
+fn writer_of(name: &str) -> Option<u32> {
+    name.strip_prefix('.')?.strip_suffix(".tmp")?.rsplit_once('.')?.1.parse().ok()
+}
+
+fn is_gone(pid: u32) -> bool {
+    pid == std::process::id() || !Path::new("/proc").join(pid.to_string()).exists()
+}
+
 fn write_temporary(path: &Path, contents: &[u8], access: Access) -> io::Result<()> {
     let _ = fs::remove_file(path);
     // Created closed, opened up last: at no moment can somebody read a secret who may not.
@@ -246,6 +277,23 @@ mod tests {
         let fault = write(&dir.path().join("no/such/folder"), b"x", Access::mode(0o600)).unwrap_err();
         assert_eq!(fault.code, "ENM-X003");
         assert!(fault.hint.contains("no/such"));
+    }
+
+    #[test]
+    fn what_killed_writers_left_is_swept_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let below = dir.path().join("a/b");
+        fs::create_dir_all(&below).unwrap();
+        // No process has a number this large (proc(5), pid_max).
+        let left = [".key.4194305.tmp".to_owned(), format!(".state.json.{}.tmp", std::process::id())];
+        let others = ["key", "x.1.tmp", ".profile.tmp", ".a.b.tmp", ".key.1.tmp"];
+        for name in left.iter().map(String::as_str).chain(others) {
+            fs::write(below.join(name), "x").unwrap();
+        }
+        sweep_temporary(dir.path()).unwrap();
+        assert!(left.iter().all(|name| !below.join(name).exists()));
+        assert!(others.iter().all(|name| below.join(name).exists()));
+        sweep_temporary(&dir.path().join("none")).unwrap();
     }
 
     #[test]

@@ -34,9 +34,24 @@ impl Identity {
 
 /// The name that the process was started under (its `argv[0]`).
 pub fn name_of(pid: u32) -> Option<String> {
-    let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    let first = line.split(|&byte| byte == 0).next()?;
-    (!first.is_empty()).then(|| String::from_utf8_lossy(first).into_owned())
+    arguments_of(pid).into_iter().next().filter(|name| !name.is_empty())
+}
+
+/// What the process was started with, its name first; nothing for one that has ended, and for the
+/// kernel's own.
+pub fn arguments_of(pid: u32) -> Vec<String> {
+    let mut line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    if line.pop().is_none() {
+        return Vec::new();
+    }
+    line.split(|&byte| byte == 0).map(|argument| String::from_utf8_lossy(argument).into_owned()).collect()
+}
+
+/// The user that the process runs as (its real uid, proc_pid_status(5)).
+pub fn user_of(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    line.split_whitespace().next()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -51,5 +66,7 @@ mod tests {
         assert!(Identity::of(u32::MAX).is_none());
         let name = name_of(me.pid).unwrap();
         assert_eq!(Some(name), std::env::args().next());
+        assert_eq!(arguments_of(me.pid), std::env::args().collect::<Vec<_>>());
+        assert_eq!(user_of(me.pid), Some(nix::unistd::getuid().as_raw()));
     }
 }

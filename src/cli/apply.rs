@@ -28,7 +28,7 @@ impl Apply {
         }
         let _lock = Lock::take(&root)?;
         let (mut engine, unreadable) = Engine::open(root, Purpose::Converge).await?;
-        engine.lift_down(&self.services);
+        engine.lift_down(&self.services)?;
         let intent = engine.intend().await?;
         let (mut faults, mut warnings) = (intent.faults(), intent.warnings());
         warnings.extend(unreadable);

@@ -26,6 +26,16 @@ const LEGACY: &str = "/srv/consul/service-config.json";
 /// Never fails as a whole: what is wrong stands in [`Config::errors`], and a file in error takes
 /// nothing away from the others.
 pub fn load(root: &Root, env: &dyn Fn(&str) -> Option<String>) -> Config {
+    load_beside(root, env, &|_, _| false)
+}
+
+/// As [`load`]. Where two services collide, the file that sorts first wins, unless `in_force` says
+/// only of the other one, by id and file, that it is in force: a newcomer drives nobody out.
+pub fn load_beside(
+    root: &Root,
+    env: &dyn Fn(&str) -> Option<String>,
+    in_force: &dyn Fn(&ServiceId, &Path) -> bool,
+) -> Config {
     let mut loader = Loader::default();
     loader.folder(&root.join(NATIVE));
     loader.legacy(&root.join(LEGACY));
@@ -33,6 +43,7 @@ pub fn load(root: &Root, env: &dyn Fn(&str) -> Option<String>) -> Config {
     loader.config.host_ok &= errors.is_empty();
     loader.config.errors.extend(errors);
     loader.config.warnings.extend(warnings);
+    loader.loaded.sort_by_key(|loaded| !in_force(&loaded.service.id(), &loaded.service.source));
     loader.finish()
 }
 

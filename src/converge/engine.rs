@@ -1,7 +1,7 @@
 //! The one way through: configuration -> plan -> host.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::SystemTime;
 
@@ -18,7 +18,7 @@ use super::state::{Remembered, State};
 use crate::base::units::Units;
 use crate::base::{Fault, Root};
 use crate::config::value::ServiceId;
-use crate::config::{self, Config};
+use crate::config::{self, Config, ServiceConfig};
 use crate::envoy::Publisher;
 use crate::netns;
 use crate::plan::{self, Plan, ServicePlan};
@@ -83,6 +83,9 @@ impl Engine {
     pub async fn open(root: Root, purpose: Purpose) -> Result<(Engine, Vec<Fault>), Fault> {
         let (state, unreadable) = State::load(&root)?;
         let config = load(&root, &state);
+        if purpose == Purpose::Converge {
+            preflight::capabilities(!facts::runs_systemd(&root, &config.host))?;
+        }
         let adapters = Adapters::choose(&root, &config.host).await?;
         let publisher = Publisher::new(root.clone());
         let names = Names::default();
@@ -141,6 +144,12 @@ impl Engine {
     /// The mesh or the host cannot be read; what is in force stays in force.
     pub async fn intend(&mut self) -> Result<Intent, Fault> {
         let config = load(&self.root, &self.state);
+        // Nothing is done by halves of a file: there is a last good host file, or nothing to do.
+        if let (false, None) = (config.host_ok, &self.state.host)
+            && let Some(fault) = config.errors.iter().find(|fault| fault.service.is_none())
+        {
+            return Err(fault.clone());
+        }
         self.adapters.use_mesh(&self.root, &config.host)?;
         if self.purpose == Purpose::Converge {
             self.adapters.mesh.prepare(SystemTime::now()).await?;
@@ -445,19 +454,56 @@ impl Engine {
             self.state.services.clear();
         } else {
             self.state.down.extend(going.iter().filter_map(|name| name.parse().ok()));
+            faults.extend(self.go_on_without().await);
         }
         keep(&mut faults, self.state.save(&self.root));
         Ok(Outcome { faults })
     }
 
+    /// After some services went: what is left of the plan. Without a plan in force (nobody runs as a
+    /// daemon) only the rules follow, because sidecars that nobody started are not asked for.
+    async fn go_on_without(&mut self) -> Vec<Fault> {
+        let intent = match self.intend().await {
+            Ok(intent) => intent,
+            Err(fault) => return vec![fault],
+        };
+        if self.plan.is_some() {
+            return self.converge(intent).await.faults;
+        }
+        let mut faults = Vec::new();
+        let desired = Desired { policy: intent.plan.redirect.clone(), live: BTreeSet::new() };
+        match self.adapters.firewall.observe(&desired) {
+            Ok(seen) if seen.generation.is_some() => {
+                self.look_at_new(&intent.plan).await;
+                keep(&mut faults, self.apply_rules(&intent.plan).await);
+            }
+            Ok(_) => {}
+            Err(fault) => faults.push(fault),
+        }
+        faults
+    }
+
     async fn known_instances(&self) -> Result<BTreeSet<String>, Fault> {
         let planned = self.plan.iter().flat_map(|plan| plan.services.keys().map(ToString::to_string));
-        Ok(self.adapters.units.list().await?.into_iter().chain(planned).collect())
+        let remembered = self.state.services.keys().map(ToString::to_string);
+        Ok(self.adapters.units.list().await?.into_iter().chain(planned).chain(remembered).collect())
     }
 
     /// Takes back an earlier `down` of the services named, or of all.
-    pub fn lift_down(&mut self, names: &[String]) {
+    ///
+    /// # Errors
+    /// `ENM-D007` a name that no service has.
+    pub fn lift_down(&mut self, names: &[String]) -> Result<(), Fault> {
+        let config = load(&self.root, &self.state);
+        let here = |name: &String| {
+            let ids = config.services.iter().map(ServiceConfig::id);
+            ids.chain(self.state.services.keys().cloned()).any(|id| id.as_str() == name)
+        };
+        if let Some(name) = names.iter().find(|name| !here(name)) {
+            return Err(ConvergeError::NoService { id: name.clone() }.into());
+        }
         self.state.down.retain(|id| !names.is_empty() && !names.iter().any(|name| name == id.as_str()));
+        Ok(())
     }
 
     /// Ends what must not outlive this process: the resolver always, the sidecars where enmesh itself
@@ -503,7 +549,10 @@ pub async fn look(root: &Root) -> Result<Intent, Fault> {
 /// The configuration as it counts: a bad host file leaves the last good one in force, and what
 /// `enmesh down` took out stays out.
 fn load(root: &Root, state: &State) -> Config {
-    let mut config = config::load(root, &|name| std::env::var(name).ok());
+    let in_force = |id: &ServiceId, file: &Path| {
+        state.services.get(id).is_some_and(|service| ServiceConfig::from(service).source == file)
+    };
+    let mut config = config::load_beside(root, &|name| std::env::var(name).ok(), &in_force);
     if let (false, Some(host)) = (config.host_ok, &state.host) {
         config.host = host.clone();
     }

@@ -105,6 +105,12 @@ pub enum ConvergeError {
         /// The user.
         uid: u32,
     },
+    /// Capabilities are missing.
+    #[error("this process may not change the host: it lacks {missing}")]
+    Capabilities {
+        /// Their names.
+        missing: String,
+    },
     /// The deed was done and the world still differs.
     #[error("after converging, the host still differs: {detail}")]
     StillDiffers {
@@ -129,6 +135,7 @@ impl Explain for ConvergeError {
             ConvergeError::StillDiffers { .. } => "ENM-D011",
             ConvergeError::ForeignRedirector { .. } => "ENM-D012",
             ConvergeError::Stranger { .. } => "ENM-D013",
+            ConvergeError::Capabilities { .. } => "ENM-D014",
         }
     }
 
@@ -161,6 +168,9 @@ impl Explain for ConvergeError {
             ConvergeError::ForeignRedirector { removal, .. } => {
                 format!("two redirectors take each other's traffic; remove the other one: {removal}")
             }
+            ConvergeError::Capabilities { .. } => {
+                "run it as root, or give the container these capabilities; `enmesh check`, `render` and `status` need none".to_owned()
+            }
             ConvergeError::Stranger { pid, .. } => format!(
                 "run it under a user of its own (`ps -o args= -p {pid}` shows what it is), or give the sidecars another with [envoy] user"
             ),
@@ -176,6 +186,7 @@ impl Explain for ConvergeError {
             | ConvergeError::NoService { .. }
             | ConvergeError::NotYet { .. } => Class::Config,
             ConvergeError::Locked { .. } | ConvergeError::NoDaemon { .. } => Class::Unavailable,
+            ConvergeError::Capabilities { .. } => Class::Privilege,
             _ => Class::Failed,
         }
     }

@@ -11,6 +11,8 @@ use crate::base::{Fault, Root};
 
 /// The lock file.
 const LOCK_FILE: &str = "/run/enmesh/lock";
+/// The folders that only we write.
+const OURS: [&str; 2] = ["/run/enmesh", "/var/lib/enmesh"];
 
 /// Held as long as it lives; the file goes with it.
 pub struct Lock {
@@ -42,8 +44,20 @@ impl Lock {
         // The file may have been replaced by a racing first run: lock what is there, then look again.
         let locked = open().map_err(|_| ConvergeError::Locked { lock: path.clone() })?;
         match Flock::lock(locked, FlockArg::LockExclusiveNonblock) {
-            Ok(file) if same_file(&file, &path) => Ok(Lock { path, _file: file }),
+            Ok(file) if same_file(&file, &path) => {
+                tidy(root);
+                Ok(Lock { path, _file: file })
+            }
             Ok(_) | Err(_) => Err(ConvergeError::Locked { lock: path }.into()),
+        }
+    }
+}
+
+/// Whoever has the lock clears up after those who had it before and were killed while they wrote.
+fn tidy(root: &Root) {
+    for folder in OURS {
+        if let Err(fault) = files::sweep_temporary(&root.join(folder)) {
+            tracing::warn!(code = fault.code, "{fault}");
         }
     }
 }

@@ -1,14 +1,33 @@
-//! What must be so before anything is touched: no second redirector on the host, and nobody but
-//! sidecars under the sidecars' user, whose traffic would pass the mesh by unseen.
+//! What must be so before anything is touched: the capabilities are there, no second redirector is on
+//! the host, and nobody but sidecars runs as the sidecars' user, whose traffic would pass the mesh by
+//! unseen.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use super::error::ConvergeError;
+use caps::{CapSet, Capability};
+
 use crate::base::{Fault, process};
 use crate::plan::Plan;
 use crate::redirect;
+
+/// Whether this process may do what converging takes: rules and routes, files that belong to the
+/// sidecars' group, and, where enmesh runs the sidecars itself, children under another user.
+///
+/// # Errors
+/// `ENM-D014` names the capabilities that are missing.
+pub(super) fn capabilities(supervises: bool) -> Result<(), ConvergeError> {
+    let always = [Capability::CAP_NET_ADMIN, Capability::CAP_CHOWN];
+    let children = [Capability::CAP_SETUID, Capability::CAP_SETGID, Capability::CAP_KILL];
+    let needed = always.iter().chain(children.iter().filter(|_| supervises));
+    // Where the kernel does not tell, trying will.
+    let lacks =
+        |capability: &&Capability| matches!(caps::has_cap(None, CapSet::Effective, **capability), Ok(false));
+    let missing: Vec<String> = needed.filter(lacks).map(ToString::to_string).collect();
+    if missing.is_empty() { Ok(()) } else { Err(ConvergeError::Capabilities { missing: missing.join(", ") }) }
+}
 
 /// Every reason not to converge on `plan`.
 ///

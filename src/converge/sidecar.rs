@@ -106,6 +106,8 @@ impl Around<'_> {
             credentials.not_after.duration_since(SystemTime::UNIX_EPOCH).ok().map(|d| d.as_secs());
         status.renew_at = Some(ca::renew_at(&credentials, ca::jitter(&credentials)));
         let published = self.publisher.publish(service, &plan.mesh, Some(&credentials)).await?;
+        // Looked at before one that runs is ended for it.
+        envoy::Programs::default().find(&service.sidecar.program)?;
         let spec = envoy::unit_spec(service, self.root)?;
         self.units.start_until(&spec, Box::pin(self.until_live(service))).await?;
         self.wait_live(service).await?;

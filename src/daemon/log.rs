@@ -3,16 +3,17 @@
 
 use std::io::IsTerminal;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::base::{Class, Fault};
 
-/// Sets up logging for the life of the process. `RUST_LOG` narrows or widens it; the default is
-/// `info`.
+/// Sets up logging for the life of the process. `RUST_LOG` narrows or widens it (`debug`, or
+/// `warn,enmesh::systemd=debug`); the default is `info`.
 pub fn start(json: bool) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let wanted = std::env::var("RUST_LOG").ok().and_then(|text| text.parse::<Targets>().ok());
+    let filter = wanted.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
     let registry = tracing_subscriber::registry().with(filter);
     // systemd sets JOURNAL_STREAM when standard error is the journal (systemd.exec(5)).
     let journald = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());

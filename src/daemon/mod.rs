@@ -191,10 +191,10 @@ impl Daemon {
     async fn serve(&mut self, request: Request) -> bool {
         let Request { deed, reply } = request;
         let (answer, end) = match deed {
-            Deed::Apply(names) => {
-                self.engine.lift_down(&names);
-                (Ok(self.converge().await), false)
-            }
+            Deed::Apply(names) => match self.engine.lift_down(&names) {
+                Ok(()) => (Ok(self.converge().await), false),
+                Err(fault) => (Err(fault), false),
+            },
             Deed::Down(names) => {
                 let outcome = self.engine.down(&names).await.map(|outcome| outcome.faults);
                 self.status.borrow_mut().update(&self.engine);

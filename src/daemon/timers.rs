@@ -16,6 +16,10 @@ const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// The longest pause between two tries.
 const LAST_RETRY: Duration = Duration::from_secs(60);
 
+/// A certificate that is overdue right after converging cannot be renewed on this host: somebody else
+/// puts it there, and the watcher tells when. It is looked at all the same, at this pace.
+const OVERDUE_LOOK: Duration = Duration::from_secs(10);
+
 /// The daemon's alarm clock.
 pub struct Timers {
     recheck: Pause,
@@ -65,7 +69,7 @@ impl Timers {
     pub fn converged(&mut self, engine: &Engine, status: &Status) {
         let now = SystemTime::now();
         self.renewal =
-            engine.next_renewal().map(|at| Instant::now() + at.duration_since(now).unwrap_or(Duration::ZERO));
+            engine.next_renewal().map(|at| Instant::now() + at.duration_since(now).unwrap_or(OVERDUE_LOOK));
         self.looked(status.services.values().all(|service| service.phase == Phase::Live));
         // Bad configuration does not get better by itself: the watcher tells when it changed.
         if status.faults.iter().any(|fault| fault.class != Class::Config) {

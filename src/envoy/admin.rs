@@ -6,25 +6,20 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
-use hyper::client::conn::http1;
-use hyper::{Method, Request, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper::{Method, StatusCode};
 use serde::Serialize;
 use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use tokio::net::UnixStream;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use super::error::EnvoyError;
 use crate::base::Fault;
+use crate::base::http::{self, HttpError};
 
 /// How long one answer may take.
 const LIMIT: Duration = Duration::from_secs(2);
-/// How large an answer may be, in bytes. A dump of a thousand listeners has about 3 MiB.
-const BODY_LIMIT: usize = 32 * 1024 * 1024;
 /// How long to pause between two looks at Envoy: at first, and at most.
 pub(super) const PAUSES: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
 
@@ -240,39 +235,17 @@ impl Admin {
     }
 
     async fn request(&self, method: Method, path: &str) -> Result<(StatusCode, Bytes), Fault> {
-        match timeout(LIMIT, self.exchange(method, path)).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(source)) => Err(EnvoyError::Unreachable { socket: self.socket.clone(), source }.into()),
-            Err(_) => Err(EnvoyError::Slow { path: path.to_owned(), limit: LIMIT }.into()),
-        }
-    }
-
-    async fn exchange(&self, method: Method, path: &str) -> io::Result<(StatusCode, Bytes)> {
-        let stream = UnixStream::connect(&self.socket).await?;
-        let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header("host", "envoy")
-            .body(Empty::<Bytes>::new())
-            .map_err(io::Error::other)?;
-        let answer = async {
-            let response = sender.send_request(request).await.map_err(io::Error::other)?;
-            let status = response.status();
-            let body =
-                Limited::new(response.into_body(), BODY_LIMIT).collect().await.map_err(io::Error::other)?;
-            Ok((status, body.to_bytes()))
-        };
-        // The connection makes progress only while it is polled, and it may end before the answer
-        // was looked at.
-        tokio::pin!(answer);
-        tokio::select! {
-            answer = &mut answer => answer,
-            ended = connection => {
-                ended.map_err(io::Error::other)?;
-                answer.await
+        let unreachable = |source| EnvoyError::Unreachable { socket: self.socket.clone(), source };
+        match http::request(&self.socket, method, path, Vec::new(), LIMIT).await {
+            Ok(answer) => {
+                let status = StatusCode::from_u16(answer.status).map_err(|e| unreachable(io::Error::other(e)))?;
+                Ok((status, answer.body.into()))
             }
+            Err(HttpError::Timeout(_)) => {
+                Err(EnvoyError::Slow { path: path.to_owned(), limit: LIMIT }.into())
+            }
+            Err(HttpError::Refused) => Err(unreachable(io::ErrorKind::ConnectionRefused.into()).into()),
+            Err(HttpError::Broken(why)) => Err(unreachable(io::Error::other(why)).into()),
         }
     }
 }
@@ -364,8 +337,8 @@ mod tests {
     fn answers_are_bounded_and_must_be_good() {
         run(async || {
             let dir = tempfile::tempdir().unwrap();
-            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", BODY_LIMIT + 1);
-            let huge = impostor(dir.path(), [head.into_bytes(), vec![b'x'; BODY_LIMIT + 1]].concat());
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", http::BODY_LIMIT + 1);
+            let huge = impostor(dir.path(), [head.into_bytes(), vec![b'x'; http::BODY_LIMIT + 1]].concat());
             assert_eq!(huge.stats("x").await.unwrap_err().code, "ENM-E020");
 
             let dir = tempfile::tempdir().unwrap();

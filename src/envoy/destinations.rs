@@ -6,7 +6,7 @@
 //! Besides, chains then do not change when instances come and go, and nothing is drained.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde_json::{Map, Value, json};
 
@@ -14,6 +14,13 @@ use super::clusters;
 use super::typed::{any, extension, tcp_proxy};
 use crate::config::value::ServiceName;
 use crate::plan::{MeshView, ServicePlan};
+
+/// Where the outbound listener itself is. Who connects to it directly, rather than being redirected
+/// to it, has it for a destination: passed on like any other, the connection would come back, and
+/// again, until Envoy has no descriptor left.
+const OURSELVES: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+/// The chain of such connections. Without a filter, Envoy closes them.
+const CLOSED: &str = "default/closed";
 
 /// The destinations that are not just passed on. An address or an address and port that two
 /// services claim belongs to the first in the order of names.
@@ -55,8 +62,8 @@ impl<'a> Destinations<'a> {
         found
     }
 
-    /// One chain a service, and one more for each port on which sidecars of instances listen that
-    /// can be dialled directly.
+    /// One chain a service, one more for each port on which sidecars of instances listen that can be
+    /// dialled directly, and one for what must go nowhere.
     pub fn chains(&self, mesh: &MeshView) -> Vec<Value> {
         let services: BTreeSet<&ServiceName> = self.virtual_ips.values().copied().collect();
         let directs: BTreeSet<Direct<'_>> =
@@ -67,21 +74,22 @@ impl<'a> Destinations<'a> {
             let cluster = clusters::direct_name(&mesh.sni(direct.service), direct.port);
             chain(&direct.chain(), direct.service, &cluster)
         });
-        by_virtual_ip.chain(by_instance).collect()
+        let closed = json!({"name": CLOSED, "filters": []});
+        by_virtual_ip.chain(by_instance).chain([closed]).collect()
     }
 
-    /// Leads each destination to its chain; `None` when there are none. What it does not know goes
-    /// to the listener's default chain. Addresses are matched as text, whole: Envoy's matcher for
-    /// ranges is not covered by its threat model yet.
-    pub fn matcher(&self) -> Option<Value> {
+    /// Leads each destination to its chain. What it does not know goes to the listener's default
+    /// chain. Addresses are matched as text, whole: Envoy's matcher for ranges is not covered by its
+    /// threat model yet.
+    pub fn matcher(&self) -> Value {
         let virtual_ips = self.virtual_ips.iter().map(|(ip, name)| (*ip, to_chain(name.as_str())));
         let instances = self.instances.iter().map(|(ip, ports)| {
             let ports = ports.iter().map(|(port, direct)| (port.to_string(), to_chain(&direct.chain())));
             (*ip, json!({"matcher": exactly("Port", ports)}))
         });
-        let addresses: BTreeMap<IpAddr, Value> = virtual_ips.chain(instances).collect();
-        let known = !addresses.is_empty();
-        known.then(|| exactly("IP", addresses.into_iter().map(|(ip, on_match)| (ip.to_string(), on_match))))
+        let ourselves = OURSELVES.into_iter().map(|ip| (ip, to_chain(CLOSED)));
+        let addresses: BTreeMap<IpAddr, Value> = virtual_ips.chain(instances).chain(ourselves).collect();
+        exactly("IP", addresses.into_iter().map(|(ip, on_match)| (ip.to_string(), on_match)))
     }
 }
 

@@ -50,6 +50,7 @@ fn outbound(service: &ServicePlan, mesh: &MeshView, port: u16) -> Value {
             "envoy.extensions.filters.listener.original_dst.v3.OriginalDst",
             json!({}),
         )],
+        "filter_chain_matcher": destinations.matcher(),
         "filter_chains": destinations.chains(mesh),
         // A name that no service can have: names of chains are unique in a listener.
         "default_filter_chain": {
@@ -57,9 +58,6 @@ fn outbound(service: &ServicePlan, mesh: &MeshView, port: u16) -> Value {
             "filters": [tcp_proxy("upstream.original-destination", ORIGINAL_DESTINATION)],
         },
     });
-    if let (Some(fields), Some(matcher)) = (listener.as_object_mut(), destinations.matcher()) {
-        fields.insert("filter_chain_matcher".to_owned(), matcher);
-    }
     also_listen_on(&mut listener, service.sidecar.ipv6, LOOPBACK_V6, port);
     any(LISTENER, listener)
 }

@@ -110,7 +110,13 @@ impl Captures {
             (Inbound::None, _) | (Inbound::Service, None) => return Ok(None),
             (Inbound::All, _) => InboundPorts::All,
             (Inbound::Service, Some(port)) if bypass_ports.iter().any(|range| range.contains(port)) => {
-                warnings.push(Fault::from(PlanError::PortBypassed { id: id.clone(), port }).of_service(id));
+                // Where the file says it in numbers, reading it has warned already.
+                let in_numbers =
+                    |spec: &PortSpec| matches!(spec, PortSpec::Range(range) if range.contains(port));
+                if !bypass.inbound_ports.iter().any(in_numbers) {
+                    let warning = PlanError::PortBypassed { id: id.clone(), port };
+                    warnings.push(Fault::from(warning).of_service(id));
+                }
                 return Ok(None);
             }
             (Inbound::Service, Some(port)) => InboundPorts::One(port),

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::process::Process;
 use super::{Shared, Timing, leftover};
 use crate::base::units::{UnitSpec, UnitState};
+use crate::base::{Fault, Root};
 
 /// The keeper of one sidecar. It ends with its order, or when the supervisor is gone; then the
 /// process runs on.
@@ -81,9 +82,10 @@ impl Keeper {
             }
             *pause = (*pause * 2).min(longest);
             self.restarts += 1;
+            self.note(leftover::announce);
             match Process::spawn(&self.spec) {
                 Ok(process) => {
-                    self.record(&process);
+                    self.note(|root, spec| leftover::record(root, &spec.instance, &process));
                     self.tell(UnitState::Active, Some(process.pid()));
                     return Some(process);
                 }
@@ -114,9 +116,11 @@ impl Keeper {
         }
     }
 
-    fn record(&self, process: &Process) {
+    /// Writes down what is about to run or runs. A sidecar that nobody can write down is better than
+    /// none.
+    fn note(&self, write: impl FnOnce(&Root, &UnitSpec) -> Result<(), Fault>) {
         let Some(shared) = self.shared.upgrade() else { return };
-        if let Err(fault) = leftover::record(&shared.root, &self.spec.instance, process) {
+        if let Err(fault) = write(&shared.root, &self.spec) {
             tracing::warn!(service = %self.spec.instance, %fault, "a later enmesh will not know this process");
         }
     }

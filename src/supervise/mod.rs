@@ -128,7 +128,14 @@ impl Supervisor {
                 Some(mut old) => old.process.end(self.shared.timing.grace).await?,
                 None => {}
             }
-            let process = Process::spawn(spec)?;
+            leftover::announce(&self.shared.root, spec)?;
+            let process = match Process::spawn(spec) {
+                Ok(process) => process,
+                Err(error) => {
+                    leftover::forget(&self.shared.root, &spec.instance)?;
+                    return Err(error.into());
+                }
+            };
             leftover::record(&self.shared.root, &spec.instance, &process)?;
             let events = self.shared.events.subscribe();
             self.keep(spec, name, process);

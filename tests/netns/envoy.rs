@@ -198,6 +198,25 @@ fn a_call_goes_over_mutual_tls_and_its_caller_is_seen() {
     });
 }
 
+/// Passed on to where it says it goes, such a connection would come back to the listener for ever.
+#[test]
+fn who_dials_the_outbound_listener_itself_is_sent_away() {
+    in_namespace(|| async {
+        let pair = Pair::new();
+        let (web, _api) = pair.start().await;
+        let port = pair.web.sidecar.outbound_port.unwrap();
+        for address in ["127.0.0.1", "::1"] {
+            let mut stream = TcpStream::connect((address, port)).await.unwrap();
+            let mut heard = Vec::new();
+            let _ = tokio::time::timeout(bed::LIMIT, stream.read_to_end(&mut heard)).await.expect("closed");
+            assert_eq!(heard, b"");
+        }
+        // Envoy makes a cluster's numbers when it is first used, and this one must not have been.
+        let passed_on = web.admin.stats("original-destination.upstream_cx_total").await.unwrap();
+        assert_eq!(passed_on.values().sum::<u64>(), 0, "{passed_on:?}");
+    });
+}
+
 #[test]
 fn redirected_connections_find_their_service() {
     in_namespace(|| async {

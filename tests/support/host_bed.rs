@@ -93,7 +93,7 @@ pub struct Bed {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Held {
     pub pids: BTreeMap<String, u64>,
-    pub rules: String,
+    pub rules: Vec<String>,
 }
 
 impl Bed {
@@ -313,7 +313,10 @@ impl Bed {
         let pid = |service: &Value| service["pid"].as_u64().unwrap_or_default();
         let services = status["services"].as_object().unwrap();
         let pids = services.iter().map(|(id, service)| (id.clone(), pid(service))).collect();
-        Held { pids, rules: self.rules() }
+        let rules = self.rules();
+        // A new generation of the same rules is fine.
+        let rules = rules.lines().filter(|line| !line.contains("enmesh:gen:")).map(str::to_owned).collect();
+        Held { pids, rules }
     }
 
     /// That nothing of what held has changed, and every sidecar of it really takes connections.
@@ -359,7 +362,10 @@ impl Bed {
         socket.set_read_timeout(Some(SOON)).unwrap();
         // The other side may have had enough before the end.
         let _ = socket.write_all(bytes);
-        let _ = socket.shutdown(std::net::Shutdown::Write);
+        // An end before the answer means that nobody waits for one; only a torn request has it.
+        if !String::from_utf8_lossy(bytes).contains("connection: close") {
+            let _ = socket.shutdown(std::net::Shutdown::Write);
+        }
         let mut answer = Vec::new();
         let _ = socket.take(1 << 20).read_to_end(&mut answer);
         String::from_utf8_lossy(&answer).into_owned()

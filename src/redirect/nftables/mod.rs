@@ -55,9 +55,7 @@ impl Nftables {
     /// How the kernel differs from `wanted`. With `just_set` every rule there is ours and of this
     /// moment, so another wording of it is how this `nft` speaks, and is learnt.
     fn compare(&self, wanted: &Picture, just_set: bool) -> Result<Vec<String>, RedirectError> {
-        let Some(found) = Self::read()? else {
-            return Ok(vec![format!("+ table inet {}", ruleset::TABLE)]);
-        };
+        let Some(found) = Self::read()? else { return Ok(vec![no_table()]) };
         if just_set {
             self.wordings.borrow_mut().learn(wanted, &found);
         }
@@ -69,19 +67,21 @@ impl Nftables {
     fn set(&self, ruleset: Ruleset) -> Result<(), RedirectError> {
         let wanted = Picture::of_commands(&json::replace(&ruleset));
         let known = self.known.take();
-        let done = match &known {
+        let differences = match &known {
             Some(known) if *known != ruleset => match Self::load(&json::change(known, &ruleset)) {
-                Ok(()) => self.compare(&wanted, false)?.is_empty(),
+                Ok(()) => self.compare(&wanted, false)?,
                 // Somebody edited the table meanwhile.
                 Err(error) => {
                     tracing::info!(%error, "the rules cannot be changed as they are, so all are replaced");
-                    false
+                    vec![error.to_string()]
                 }
             },
-            _ => self.compare(&wanted, false)?.is_empty(),
+            _ => self.compare(&wanted, false)?,
         };
-        if !done {
-            Self::load(&json::replace(&ruleset))?;
+        if !differences.is_empty() {
+            let there_is_none = differences == [no_table()];
+            let whole = if there_is_none { json::create(&ruleset) } else { json::replace(&ruleset) };
+            Self::load(&whole)?;
             let mut differences = self.compare(&wanted, true)?;
             if !differences.is_empty() {
                 differences.truncate(NAMED_DIFFERENCES);
@@ -93,6 +93,11 @@ impl Nftables {
     }
 }
 
+/// The difference between a host that should have our table and one that has none.
+fn no_table() -> String {
+    format!("+ table inet {}", ruleset::TABLE)
+}
+
 impl Firewall for Nftables {
     fn name(&self) -> &'static str {
         "nftables"
@@ -101,11 +106,10 @@ impl Firewall for Nftables {
     fn observe(&self, desired: &Desired) -> Result<Observed, Fault> {
         let found = Self::read()?;
         let generation = found.as_ref().and_then(|picture| picture.generation.clone());
-        let table = format!("table inet {}", ruleset::TABLE);
         let differences = match (found, desired.policy.is_empty()) {
             (None, true) => Vec::new(),
-            (None, false) => vec![format!("+ {table}")],
-            (Some(_), true) => vec![format!("- {table}")],
+            (None, false) => vec![no_table()],
+            (Some(_), true) => vec![format!("- table inet {}", ruleset::TABLE)],
             (Some(found), false) => {
                 let ruleset = ruleset::build(&desired.policy, &desired.live);
                 let wanted = Picture::of_commands(&json::replace(&ruleset));

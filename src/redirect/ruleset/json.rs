@@ -21,11 +21,21 @@ use super::{
 /// One transaction that replaces the table whole: made, so that it is there to be deleted; deleted
 /// with everything in it; made again.
 pub(in crate::redirect) fn replace(ruleset: &Ruleset) -> Json {
+    with_commands(remove_batch(), table_commands(ruleset))
+}
+
+/// One transaction that makes the table where there is none. The kernel takes some ten milliseconds
+/// longer for one that deletes anything (`synchronize_rcu`), so the first one does not.
+pub(in crate::redirect) fn create(ruleset: &Ruleset) -> Json {
+    with_commands(Batch::new(), table_commands(ruleset))
+}
+
+fn table_commands(ruleset: &Ruleset) -> Vec<Json> {
     let mut commands = vec![command(NfListObject::Table(table()))];
     commands.extend(ruleset.chains.iter().map(|chain| command(chain_object(chain))));
     commands.extend(ruleset.sets.iter().flat_map(set_commands));
     commands.extend(ruleset.chains.iter().flat_map(rule_commands));
-    with_commands(remove_batch(), commands)
+    commands
 }
 
 /// One transaction after which the table is not there, whether it was or not.

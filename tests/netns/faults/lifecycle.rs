@@ -40,7 +40,9 @@ fn a_removed_service_goes_and_comes_back_with_what_it_had() {
     bed.remove(WEB_FILE);
     assert_gone(&bed, "web", &api, port);
     bed.write(WEB_FILE, WEB);
-    let status = bed.await_ready();
+    let status = bed.await_status("its return", LIMIT, |status| {
+        (status["services"]["web"]["phase"] == "live").then(|| status.clone())
+    });
     assert_eq!(status["services"]["web"]["outbound_port"], port);
     assert_eq!(status["services"]["api"]["pid"], api);
 }
@@ -58,8 +60,9 @@ fn a_renamed_service_is_another_one() {
     let (bed, api, port) = settled();
     bed.write(WEB_FILE, WEB.replace("\"web\"", "\"shop\""));
     assert_gone(&bed, "web", &api, port);
-    let status = bed.await_ready();
-    assert_eq!(status["services"]["shop"]["phase"], "live");
+    let status = bed.await_status("the other one", LIMIT, |status| {
+        (status["services"]["shop"]["phase"] == "live").then(|| status.clone())
+    });
     assert!(status["services"]["shop"]["identity"].as_str().unwrap().ends_with("/svc/shop"));
 }
 

