@@ -75,11 +75,12 @@ fn scopes_by_unit(machine: &Machine) {
 
 /// Whether the user's outbound connections are redirected.
 fn captures(machine: &Machine, uid: &str) -> bool {
+    let uid: u64 = uid.parse().unwrap();
     let listed = machine.must(&["nft", "-j", "list", "map", "inet", "enmesh", "uid_redirect"]);
     let listed: Value = serde_json::from_str(&listed).unwrap();
     let elements =
         listed["nftables"].as_array().unwrap().iter().find_map(|object| object["map"]["elem"].as_array());
-    elements.into_iter().flatten().any(|pair| pair[0].to_string() == uid)
+    elements.into_iter().flatten().any(|pair| pair[0] == uid)
 }
 
 /// The mesh's names come from us, all others from where they came before.

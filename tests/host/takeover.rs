@@ -12,32 +12,36 @@ use crate::machine::{Machine, enable, put};
 const HOST_FILE: &str = "control_plane = \"static\"\n";
 /// Where the field has its service file.
 const LEGACY_FILE: &str = "/srv/consul/service-config.json";
+/// Its two forms: the service `counting` in the one, `dashboard` in the other.
 const LEGACY: &[u8] = include_bytes!("../vectors/legacy-annotations/01-server/service-config.json");
+const LEGACY_PLAIN: &[u8] = include_bytes!("../vectors/legacy-plain/01-minimal/service-config.json");
 /// An ordinary port that nothing in the file names.
 const OTHER_PORT: u16 = 8080;
 
 /// What must be the same after a boot.
-fn lasting(machine: &Machine, status: &Value) -> (Value, Value, String) {
-    let service = &status["services"]["counting"];
+fn lasting(machine: &Machine, service: &Value) -> (Value, Value, String) {
     let ca = machine.must(&["sha256sum", "/var/lib/enmesh/ca/root.pem"]);
     (service["outbound_port"].clone(), service["inbound_port"].clone(), ca)
 }
 
-/// That the service `counting` is in the mesh as its legacy file says, and nothing else has happened.
-fn assert_in_the_mesh(machine: &Machine) -> (Value, Value, String) {
+/// That the service `id` is in the mesh as its legacy file says, and nothing else has happened.
+fn assert_in_the_mesh(machine: &Machine, id: &str) -> (Value, Value, String) {
     let status = machine.until_ready();
-    assert_eq!(status["services"].as_object().unwrap().keys().collect::<Vec<_>>(), ["counting"]);
+    assert_eq!(status["services"].as_object().unwrap().keys().collect::<Vec<_>>(), [id]);
     // It may be about to converge once more.
     let active = || machine.property("enmesh.service", "ActiveState") == "active";
     machine.until("a quiet daemon", || active().then_some(()));
     assert_eq!(machine.property("enmesh.service", "StatusText"), "1 of 1 sidecars live");
     let said = machine.must(&["enmesh", "status"]);
-    assert!(said.contains("counting") && said.contains("live"), "{said}");
+    assert!(said.contains(id) && said.contains("live"), "{said}");
 
-    // The sidecar, under its own user, with no power whatever.
-    assert_eq!(machine.property("envoy@counting.service", "ActiveState"), "active");
-    let pid = machine.property("envoy@counting.service", "MainPID");
-    assert_eq!(status["services"]["counting"]["pid"].to_string(), pid);
+    // The sidecar, under its own user, with no power whatever, and no other.
+    let unit = format!("envoy@{id}.service");
+    let units = machine.must(&["systemctl", "list-units", "--all", "--plain", "--no-legend", "envoy@*"]);
+    assert!(units.starts_with(&unit) && units.lines().count() == 1, "{units}");
+    assert_eq!(machine.property(&unit, "ActiveState"), "active");
+    let pid = machine.property(&unit, "MainPID");
+    assert_eq!(status["services"][id]["pid"].to_string(), pid);
     let process = machine.must(&["cat", &format!("/proc/{pid}/status")]);
     let line = |key: &str| process.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default();
     let uid = machine.must(&["id", "-u", "envoy"]);
@@ -54,12 +58,12 @@ fn assert_in_the_mesh(machine: &Machine) -> (Value, Value, String) {
     assert!(planned.status.success(), "{said}\n{}", planned.stderr);
     assert_eq!(machine.rules().as_deref(), Some(rules.as_str()));
 
-    assert_traffic(machine);
-    lasting(machine, &status)
+    assert_traffic(machine, id);
+    lasting(machine, &status["services"][id])
 }
 
 /// Inbound everything but port 22 belongs to the sidecar, outbound everything goes through it.
-fn assert_traffic(machine: &Machine) {
+fn assert_traffic(machine: &Machine, id: &str) {
     let cable = machine.cable();
     let _inside = [22, 80, OTHER_PORT].map(|port| Listener::start(&cable.inside, port));
     let reached = [22, 80, OTHER_PORT].map(|port| cable.clear_from_outside(port));
@@ -71,12 +75,12 @@ fn assert_traffic(machine: &Machine) {
     assert!(hears_hello(&cable.inside, 0, (OUTSIDE, OTHER_PORT).into()));
     assert!(hears_hello(&cable.inside, 12_345, (OUTSIDE, OTHER_PORT).into()));
     assert_eq!(outside.met(), 2);
-    assert_eq!(through_sidecar(machine), 2, "connections by way of the sidecar");
+    assert_eq!(through_sidecar(machine, id), 2, "connections by way of the sidecar");
 }
 
 /// How many connections have gone through the outbound listener so far.
-fn through_sidecar(machine: &Machine) -> u64 {
-    let admin = Admin::new(machine.path("/run/enmesh/counting/admin/envoy.sock"));
+fn through_sidecar(machine: &Machine, id: &str) -> u64 {
+    let admin = Admin::new(machine.path(&format!("/run/enmesh/{id}/admin/envoy.sock")));
     let stats =
         block_on(admin.stats("^listener\\.outbound_listener\\.downstream_cx_total$")).unwrap().unwrap();
     stats.values().sum()
@@ -92,10 +96,14 @@ fn a_legacy_host_is_in_the_mesh_from_its_first_boot() {
         enable(tree);
     });
     assert_live_since_boot(&machine);
-    let first = assert_in_the_mesh(&machine);
+    let first = assert_in_the_mesh(&machine, "counting");
     machine.reboot();
     assert_live_since_boot(&machine);
-    assert_eq!(assert_in_the_mesh(&machine), first, "the same ports and the same CA after a boot");
+    assert_eq!(
+        assert_in_the_mesh(&machine, "counting"),
+        first,
+        "the same ports and the same CA after a boot"
+    );
 }
 
 /// enmesh is ready for systemd, and so for what is ordered after it, when the sidecar takes connections.
@@ -125,7 +133,12 @@ fn a_legacy_host_moves_over_while_it_runs() {
     machine.until_ready();
     assert_eq!(open.each_mut().map(answers), [true; 2], "connections from before");
     drop((open, before));
-    assert_in_the_mesh(&machine);
+    assert_in_the_mesh(&machine, "counting");
+
+    // The file says another service from now on, in the other form.
+    machine.write_file(LEGACY_FILE, LEGACY_PLAIN, 0o644);
+    machine.until("the other sidecar", || machine.status()["services"].get("dashboard").map(drop));
+    assert_in_the_mesh(&machine, "dashboard");
 
     everything_goes(&machine);
 }
