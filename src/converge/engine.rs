@@ -21,7 +21,7 @@ use crate::config::value::ServiceId;
 use crate::config::{self, Config, ServiceConfig};
 use crate::envoy::Publisher;
 use crate::netns;
-use crate::plan::{self, Plan, ServicePlan};
+use crate::plan::{self, MeshView, Plan, ServicePlan};
 use crate::redirect::Desired;
 
 /// A plan together with the configuration that it came from.
@@ -30,12 +30,16 @@ pub struct Intent {
     pub config: Config,
     /// What follows from it.
     pub plan: Plan,
+    /// The mesh that the plan was made for, as the control plane told it.
+    pub view: MeshView,
+    /// Why that is the mesh as it was seen last, where it cannot be seen now.
+    pub unseen: Option<Fault>,
 }
 
 impl Intent {
     /// Everything that is wrong with the configuration or cannot be carried out on this host.
     pub fn faults(&self) -> Vec<Fault> {
-        self.config.errors.iter().chain(&self.plan.errors).cloned().collect()
+        self.unseen.iter().chain(&self.config.errors).chain(&self.plan.errors).cloned().collect()
     }
 
     /// Everything that a person should know.
@@ -154,22 +158,26 @@ impl Engine {
         if self.purpose == Purpose::Converge {
             self.adapters.mesh.prepare(SystemTime::now()).await?;
         }
-        let view = self.adapters.mesh.view().await?;
+        let (view, unseen) = match (self.adapters.mesh.view().await, &self.state.mesh) {
+            (Ok(view), _) => (view, None),
+            (Err(fault), Some(seen_last)) => (seen_last.clone(), Some(fault)),
+            (Err(fault), None) => return Err(fault),
+        };
         let users = self.adapters.unit_users(facts::scoped_units(&config)).await;
-        let facts = facts::live(&self.root, &config, &self.state, view, users).await?;
+        let facts = facts::live(&self.root, &config, &self.state, view.clone(), users).await?;
         let plan = plan::plan(&config, &facts);
-        Ok(Intent { config, plan })
+        Ok(Intent { config, plan, view, unseen })
     }
 
     /// Makes `intent` true.
     ///
-    /// Nothing is touched when the host is not fit for it (see `preflight`). Else in this order: what was given out is remembered, so that no crash gives it out twice; the
-    /// rules come up with only those sidecars live that are so already, so that what is not yet in
+    /// Nothing is touched when the host is not fit for it (see `preflight`). Else in this order: what
+    /// was given out is remembered, so that no crash gives it out twice; the rules come up with only those sidecars live that are so already, so that what is not yet in
     /// the mesh is closed rather than in the clear; each sidecar gets its certificates and files,
     /// starts, and is live; the rules let traffic to it; sidecars that no plan knows any more end;
     /// the generation is recorded.
     pub async fn converge(&mut self, intent: Intent) -> Outcome {
-        let Intent { config, plan } = intent;
+        let Intent { config, plan, view, .. } = intent;
         let mut faults = match preflight::check(&plan) {
             Ok(reasons) if reasons.is_empty() => Vec::new(),
             Ok(reasons) => return Outcome { faults: reasons },
@@ -179,7 +187,11 @@ impl Engine {
         keep(&mut faults, self.state.save(&self.root));
         self.sidecars.retain(|id, _| plan.services.contains_key(id));
         self.look_at_new(&plan).await;
-        keep(&mut faults, self.apply_rules(&plan).await);
+        if let Err(fault) = self.apply_rules(&plan).await {
+            // Without rules that are closed, nothing more may come up.
+            faults.push(fault);
+            return Outcome { faults };
+        }
 
         let around = self.around();
         let ups = plan.services.values().map(|service| around.bring_up(&plan, service));
@@ -191,6 +203,7 @@ impl Engine {
         keep(&mut faults, self.names.serve(&plan.dns, self.adapters.systemd.as_ref()).await);
         faults.extend(self.end_unplanned(&plan).await);
         self.remember(&config, &plan);
+        self.state.mesh = Some(view);
         keep(&mut faults, self.state.save(&self.root));
         self.plan = Some(plan);
         Outcome { faults }
@@ -452,6 +465,7 @@ impl Engine {
             self.plan = None;
             self.state.generation = None;
             self.state.services.clear();
+            self.state.mesh = None;
         } else {
             self.state.down.extend(going.iter().filter_map(|name| name.parse().ok()));
             faults.extend(self.go_on_without().await);
@@ -538,12 +552,12 @@ pub async fn look(root: &Root) -> Result<Intent, Fault> {
     let config = load(root, &state);
     let view = super::adapters::mesh(root, &config.host)?.view().await?;
     let facts = if root.is_host() {
-        facts::live(root, &config, &state, view, BTreeMap::new()).await?
+        facts::live(root, &config, &state, view.clone(), BTreeMap::new()).await?
     } else {
-        facts::offline(root, &config, &state, view)?
+        facts::offline(root, &config, &state, view.clone())?
     };
     let plan = plan::plan(&config, &facts);
-    Ok(Intent { config, plan })
+    Ok(Intent { config, plan, view, unseen: None })
 }
 
 /// The configuration as it counts: a bad host file leaves the last good one in force, and what

@@ -106,6 +106,20 @@ impl Status {
         self.judge();
     }
 
+    /// Forgets what was said of sidecars that did not come up and are live by now.
+    pub fn forget_recovered(&mut self) {
+        let live = |id: &str| self.services.get(id).is_some_and(|service| service.phase == Phase::Live);
+        // A unit that would not start (S, V) or was not live in time (D004). Others stay until the
+        // host converges without them.
+        let of_start = |fault: &Fault| {
+            fault.code == "ENM-D004" || fault.code.starts_with("ENM-S") || fault.code.starts_with("ENM-V")
+        };
+        let recovered = |fault: &Fault| of_start(fault) && fault.service.as_deref().is_some_and(live);
+        let faults = self.faults.iter().filter(|fault| !recovered(fault)).cloned().collect();
+        self.faults = faults;
+        self.judge();
+    }
+
     fn judge(&mut self) {
         let live = self.services.values().all(|service| service.phase == Phase::Live);
         self.ready = self.converged_count > 0 && live && self.faults.is_empty();

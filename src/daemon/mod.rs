@@ -179,6 +179,7 @@ impl Daemon {
         }
         let before = self.status.borrow().line();
         self.status.borrow_mut().update(&self.engine);
+        self.status.borrow_mut().forget_recovered();
         let line = self.status.borrow().line();
         if line != before {
             tracing::info!("{line}");

@@ -238,7 +238,8 @@ impl Admin {
         let unreachable = |source| EnvoyError::Unreachable { socket: self.socket.clone(), source };
         match http::request(&self.socket, method, path, Vec::new(), LIMIT).await {
             Ok(answer) => {
-                let status = StatusCode::from_u16(answer.status).map_err(|e| unreachable(io::Error::other(e)))?;
+                let status =
+                    StatusCode::from_u16(answer.status).map_err(|e| unreachable(io::Error::other(e)))?;
                 Ok((status, answer.body.into()))
             }
             Err(HttpError::Timeout(_)) => {
