@@ -58,8 +58,8 @@ fn strangers(plan: &Plan) -> Vec<ConvergeError> {
         let uid = fs::metadata(format!("/proc/{pid}")).ok()?.uid();
         let owner = plan.services.values().find(|service| service.sidecar.uid == uid)?;
         let name = process::name_of(pid)?;
-        let ours = is_sidecar(&name) || namespace_of(&pid.to_string()) != here;
-        (!ours).then_some(ConvergeError::Stranger { pid, name, uid: owner.sidecar.uid })
+        let fine = is_sidecar(&name) || is_elsewhere(pid, here.as_ref());
+        (!fine).then_some(ConvergeError::Stranger { pid, name, uid: owner.sidecar.uid })
     };
     pids.into_iter().filter_map(stranger).collect()
 }
@@ -68,6 +68,19 @@ fn strangers(plan: &Plan) -> Vec<ConvergeError> {
 /// becoming one.
 fn is_sidecar(name: &str) -> bool {
     name.starts_with("envoy:") || name == "(envoy)"
+}
+
+/// Whether the process is in another network namespace than `here`. The sandbox of `enmesh.service`
+/// does not let us look (that takes CAP_SYS_PTRACE, and with it every secret of the host); there a
+/// process with a PID namespace of its own counts as one of a container, which everybody may see.
+fn is_elsewhere(pid: u32, here: Option<&PathBuf>) -> bool {
+    if let Some(namespace) = namespace_of(&pid.to_string()) {
+        return Some(&namespace) != here;
+    }
+    // One that has ended meanwhile is nowhere.
+    let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { return true };
+    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    numbers.is_some_and(|numbers| numbers.split_whitespace().count() > 1)
 }
 
 fn namespace_of(process: &str) -> Option<PathBuf> {

@@ -180,6 +180,6 @@ impl Around<'_> {
 /// Connections on the public listener.
 async fn active_inbound(admin: &Admin) -> u64 {
     let stats: BTreeMap<String, u64> =
-        admin.stats("^tcp\\.public_listener\\.downstream_cx_active$").await.unwrap_or_default();
+        admin.stats("^listener\\.public_listener\\.downstream_cx_active$").await.unwrap_or_default();
     stats.values().sum()
 }

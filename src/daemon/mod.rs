@@ -96,17 +96,17 @@ impl Daemon {
                 Wake::End => break,
                 Wake::Reload => {
                     notify::reloading();
-                    self.converge().await;
+                    fed(self.converge()).await;
                     notify::status(&self.status.borrow().line());
                     notify::ready();
                 }
                 Wake::Request(request) => {
-                    if self.serve(request).await {
+                    if fed(self.serve(request)).await {
                         return Ok(());
                     }
                 }
-                Wake::Unit(event) => self.recheck(event.instance.parse().ok()).await,
-                Wake::Missed | Wake::Recheck => self.recheck(None).await,
+                Wake::Unit(event) => fed(self.recheck(event.instance.parse().ok())).await,
+                Wake::Missed | Wake::Recheck => fed(self.recheck(None)).await,
                 Wake::Watchdog => {
                     notify::watchdog();
                     self.timers.fed();
@@ -212,6 +212,20 @@ impl Daemon {
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
         end
+    }
+}
+
+/// Does `work` and feeds the watchdog meanwhile: connections that drain and units that stop may take
+/// longer than it waits. Every step of the work has a limit of its own.
+async fn fed<T>(work: impl Future<Output = T>) -> T {
+    let Some(every) = notify::watchdog_interval() else { return work.await };
+    let mut work = std::pin::pin!(work);
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut work => return done,
+            () = tokio::time::sleep(every) => notify::watchdog(),
+        }
     }
 }
 

@@ -107,6 +107,7 @@ pub fn answers(stream: &mut TcpStream) -> bool {
 pub struct Listener {
     met: Arc<AtomicUsize>,
     end: Arc<AtomicBool>,
+    thread: Option<thread::JoinHandle<()>>,
 }
 
 impl Listener {
@@ -116,9 +117,9 @@ impl Listener {
         let bound = namespace.run(|| TcpListener::bind(address)).expect("the namespace is there");
         let bound = bound.expect("a free port");
         bound.set_nonblocking(true).expect("a socket can be told");
-        let listener = Listener { met: Arc::default(), end: Arc::default() };
+        let mut listener = Listener { met: Arc::default(), end: Arc::default(), thread: None };
         let (met, end) = (Arc::clone(&listener.met), Arc::clone(&listener.end));
-        thread::spawn(move || {
+        let accept = move || {
             while !end.load(Ordering::Relaxed) {
                 match bound.accept() {
                     Ok((stream, _)) => {
@@ -128,7 +129,8 @@ impl Listener {
                     Err(_) => thread::sleep(Duration::from_millis(2)),
                 }
             }
-        });
+        };
+        listener.thread = Some(thread::spawn(accept));
         listener
     }
 
@@ -141,6 +143,8 @@ impl Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         self.end.store(true, Ordering::Relaxed);
+        // The port is free when this returns.
+        let _ = self.thread.take().map(thread::JoinHandle::join);
     }
 }
 

@@ -107,6 +107,7 @@ fn two_services_live_through_everything() {
     the_bad_file_is_told_and_stops_nobody(&host.machine);
     let mut open = host.through_the_mesh().expect("a connection through the mesh");
     enmesh_comes_and_goes(&host, &mut open);
+    nobody_hears_a_word_without_permission(&host);
     a_dead_sidecar_leaves_nothing_in_the_clear(&host);
     the_end(&host);
 }
@@ -166,6 +167,19 @@ fn enmesh_comes_and_goes(host: &Host, open: &mut TcpStream) {
     machine.must(&["systemctl", "daemon-reload"]);
     machine.must(&["systemctl", "restart", "enmesh"]);
     same("upgrade", &first);
+}
+
+/// Also when the application is the one that speaks first.
+fn nobody_hears_a_word_without_permission(host: &Host) {
+    let machine = &host.machine;
+    let generation = || machine.status()["generation"]["number"].as_u64();
+    for (allow, permitted) in [("allow = []", false), ("allow = [\"web\"]", true)] {
+        let before = generation();
+        let peers = PEERS.replace("allow = [\"web\"]", allow);
+        machine.write_file("/etc/enmesh/peers.toml", peers.as_bytes(), 0o644);
+        machine.until("another generation", || (generation() > before).then_some(()));
+        assert_eq!(host.through_the_mesh().is_some(), permitted, "{allow}");
+    }
 }
 
 fn a_dead_sidecar_leaves_nothing_in_the_clear(host: &Host) {

@@ -1,30 +1,33 @@
 //! enmesh and the rest of systemd: the watchdog, `systemctl reload`, scopes by unit, and names through
 //! systemd-resolved.
 
+use std::net::{SocketAddr, TcpStream};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::cable::OUTSIDE;
+use crate::cable::{INSIDE, Listener, OUTSIDE};
 use crate::machine::{Machine, enable, put};
 use crate::names::NameServer;
 
-const HOST_FILE: &str = "control_plane = \"static\"\n";
+/// Inbound connections get more time to end than the watchdog waits.
+const HOST_FILE: &str = "control_plane = \"static\"\n\n[envoy]\ndrain = \"5s\"\n";
 const PEERS: &str = "[[service]]\nname = \"db\"\nvirtual_ips = [\"240.0.0.99\"]\n";
 const WATCHDOG: &str = "[Service]\nWatchdogSec=2s\n";
 /// An application with a user in its unit file, and one whose user is made at its start.
-const APPS: [(&str, &str); 2] = [("fixed", "User=daemon"), ("dynamic", "DynamicUser=yes")];
+const APPS: [(&str, &str, &str); 2] =
+    [("fixed", "User=daemon", "port = 8080\n"), ("dynamic", "DynamicUser=yes", "")];
 
 fn boot() -> Machine {
     let machine = Machine::boot_with("manager", |tree| {
         put(tree, "/etc/enmesh/enmesh.toml", HOST_FILE);
         put(tree, "/etc/enmesh/peers.toml", PEERS);
         put(tree, "/etc/systemd/system/enmesh.service.d/test.conf", WATCHDOG);
-        for (name, user) in APPS {
+        for (name, user, port) in APPS {
             let unit = format!("[Service]\n{user}\nExecStart=/bin/sleep infinity\n");
             put(tree, &format!("/etc/systemd/system/{name}.service"), unit);
-            let service = format!("name = \"{name}\"\n\n[capture]\nscope = \"unit:{name}.service\"\n");
+            let service = format!("name = \"{name}\"\n{port}\n[capture]\nscope = \"unit:{name}.service\"\n");
             put(tree, &format!("/etc/enmesh/services/{name}.toml"), service);
         }
         enable(tree);
@@ -43,6 +46,8 @@ fn systemd_and_enmesh_get_along() {
     scopes_by_unit(&machine);
     names_through_resolved(&machine);
     reload(&machine);
+    strangers(&machine);
+    long_work(&machine);
     watchdog(&machine);
 }
 
@@ -61,7 +66,7 @@ fn scopes_by_unit(machine: &Machine) {
     let applied = machine.run(&["enmesh", "apply"]);
     assert!(applied.status.success(), "{}\n{}", applied.stderr, machine.journal());
     machine.until_ready();
-    for (name, _) in APPS {
+    for (name, ..) in APPS {
         let pid = machine.property(&format!("{name}.service"), "MainPID");
         let uid = machine.must(&["stat", "--format=%u", &format!("/proc/{pid}")]);
         assert!(captures(machine, uid.trim()), "{name}: {:?}", machine.rules());
@@ -117,6 +122,17 @@ fn reload(machine: &Machine) {
     assert_eq!(daemon(machine), pid);
 }
 
+/// Somebody else who runs as the sidecars' user would pass the mesh by unseen.
+fn strangers(machine: &Machine) {
+    let user = ["systemd-run", "--uid=envoy", "--unit=stranger", "/bin/sleep", "infinity"];
+    machine.must(&user);
+    let applied = machine.run(&["enmesh", "apply"]);
+    assert!(applied.stderr.contains("ENM-D013"), "{}", applied.stderr);
+    machine.must(&["systemctl", "stop", "stranger"]);
+    machine.must(&["enmesh", "apply"]);
+    machine.until_ready();
+}
+
 /// A daemon that lives feeds the watchdog, and one that hangs is replaced.
 fn watchdog(machine: &Machine) {
     let pid = daemon(machine);
@@ -131,4 +147,21 @@ fn watchdog(machine: &Machine) {
     machine.until("the watchdog", || (machine.property("enmesh.service", "NRestarts") == "1").then_some(()));
     machine.until_ready();
     assert_ne!(daemon(machine), pid);
+}
+
+/// Work that takes longer than the watchdog waits is no reason to be replaced.
+fn long_work(machine: &Machine) {
+    let pid = daemon(machine);
+    let port = machine.status()["services"]["fixed"]["inbound_port"].as_u64().unwrap();
+    let address = SocketAddr::new(INSIDE, u16::try_from(port).unwrap());
+    let _app = Listener::start(&machine.cable().inside, 8080);
+    let open = machine.cable().outside.run(|| TcpStream::connect(address)).unwrap().unwrap();
+    let started = Instant::now();
+    let down = machine.run(&["enmesh", "down", "fixed"]);
+    assert!(down.status.success(), "{}\n{}", down.stderr, machine.journal());
+    assert!(started.elapsed() > Duration::from_secs(4), "it drained");
+    drop(open);
+    assert_eq!(daemon(machine), pid);
+    machine.must(&["enmesh", "apply", "fixed"]);
+    machine.until_ready();
 }

@@ -5,7 +5,7 @@ use enmesh::envoy::Admin;
 use enmesh::netns::block_on;
 use serde_json::Value;
 
-use crate::cable::{INSIDE, Listener, OUTSIDE, hears_hello};
+use crate::cable::{INSIDE, Listener, OUTSIDE, answers, connect, hears_hello};
 use crate::machine::{Machine, enable, put};
 
 /// The whole host file.
@@ -91,9 +91,16 @@ fn a_legacy_host_is_in_the_mesh_from_its_first_boot() {
         put(tree, "/etc/enmesh/enmesh.toml", HOST_FILE);
         enable(tree);
     });
+    assert_live_since_boot(&machine);
     let first = assert_in_the_mesh(&machine);
     machine.reboot();
+    assert_live_since_boot(&machine);
     assert_eq!(assert_in_the_mesh(&machine), first, "the same ports and the same CA after a boot");
+}
+
+/// enmesh is ready for systemd, and so for what is ordered after it, when the sidecar takes connections.
+fn assert_live_since_boot(machine: &Machine) {
+    assert_eq!(machine.status()["services"]["counting"]["phase"], "live", "{}", machine.journal());
 }
 
 /// A running host gets the package, and the service file later still.
@@ -108,10 +115,16 @@ fn a_legacy_host_moves_over_while_it_runs() {
     assert_eq!(machine.until_ready()["services"], serde_json::json!({}));
     assert_eq!([22, 80, OTHER_PORT].map(|port| cable.clear_from_outside(port)), [true; 3]);
     assert_eq!(machine.rules(), None);
-    drop(before);
+    // Whoever is connected stays connected, most of all the one who installs it.
+    let mut open = [22, OTHER_PORT].map(|port| {
+        connect(&cable.outside, 0, (INSIDE, port).into()).expect("a connection before the takeover")
+    });
 
     machine.write_file(LEGACY_FILE, LEGACY, 0o644);
     machine.until("the sidecar", || machine.status()["services"].get("counting").map(drop));
+    machine.until_ready();
+    assert_eq!(open.each_mut().map(answers), [true; 2], "connections from before");
+    drop((open, before));
     assert_in_the_mesh(&machine);
 
     everything_goes(&machine);
