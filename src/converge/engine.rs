@@ -22,7 +22,7 @@ use crate::config::{self, Config, ServiceConfig};
 use crate::envoy::Publisher;
 use crate::netns;
 use crate::plan::{self, MeshView, Plan, ServicePlan};
-use crate::redirect::Desired;
+use crate::redirect::{Desired, Drift};
 
 /// A plan together with the configuration that it came from.
 pub struct Intent {
@@ -257,6 +257,32 @@ impl Engine {
             self.rules = Some(desired);
         }
         Ok(())
+    }
+
+    /// Starts listening for changes of the rules by others; `None` where the driver hears of none.
+    ///
+    /// # Errors
+    /// `ENM-R013` the kernel does not let us listen.
+    pub fn watch_rules(&self) -> Result<Option<Drift>, Fault> {
+        self.adapters.firewall.watch()
+    }
+
+    /// Sets route and rules again where somebody changed them since they were set last. Returns what
+    /// was amiss, a line each; nothing when all is as it was, or when there is nothing to keep.
+    ///
+    /// # Errors
+    /// They could not be set again.
+    pub async fn repair(&mut self) -> Result<Vec<String>, Fault> {
+        let Some(desired) = &self.rules else { return Ok(Vec::new()) };
+        let rules = self.adapters.firewall.repair(desired);
+        let mut amiss = Vec::new();
+        if let Some(net) = desired.policy.virtual_route
+            && netns::ensure_virtual_route(net).await?
+        {
+            amiss.push(format!("+ route {net} dev lo"));
+        }
+        amiss.extend(rules?);
+        Ok(amiss)
     }
 
     async fn remove_rules(&mut self) -> Result<(), Fault> {

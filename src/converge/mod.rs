@@ -22,4 +22,4 @@ pub use error::ConvergeError;
 pub use lock::Lock;
 pub use sidecar::{Phase, SidecarStatus};
 pub use state::State;
-pub use status::{ServiceStatus, Status};
+pub use status::{Repair, ServiceStatus, Status};
