@@ -8,7 +8,6 @@ use std::time::SystemTime;
 use futures_util::future::join_all;
 
 use super::adapters::Adapters;
-use super::change::{Change, Kind, Subject};
 use super::error::ConvergeError;
 use super::facts;
 use super::names::Names;
@@ -21,7 +20,7 @@ use crate::config::value::ServiceId;
 use crate::config::{self, Config, ServiceConfig};
 use crate::envoy::Publisher;
 use crate::netns;
-use crate::plan::{self, MeshView, Plan, ServicePlan};
+use crate::plan::{self, MeshView, Plan};
 use crate::redirect::{Desired, Drift};
 
 /// A plan together with the configuration that it came from.
@@ -66,17 +65,17 @@ pub enum Purpose {
 
 /// Converges one host, again and again.
 pub struct Engine {
-    root: Root,
-    purpose: Purpose,
-    adapters: Adapters,
-    publisher: Publisher,
-    state: State,
-    names: Names,
+    pub(super) root: Root,
+    pub(super) purpose: Purpose,
+    pub(super) adapters: Adapters,
+    pub(super) publisher: Publisher,
+    pub(super) state: State,
+    pub(super) names: Names,
     /// The plan in force.
-    plan: Option<Plan>,
-    sidecars: BTreeMap<ServiceId, SidecarStatus>,
+    pub(super) plan: Option<Plan>,
+    pub(super) sidecars: BTreeMap<ServiceId, SidecarStatus>,
     /// The rules as they were set last.
-    rules: Option<Desired>,
+    pub(super) rules: Option<Desired>,
 }
 
 impl Engine {
@@ -219,7 +218,7 @@ impl Engine {
     }
 
     /// Sidecars that ran before this engine did count as live when they are.
-    async fn look_at_new(&mut self, plan: &Plan) {
+    pub(super) async fn look_at_new(&mut self, plan: &Plan) {
         let new: Vec<_> =
             plan.services.values().filter(|service| !self.sidecars.contains_key(&service.id)).collect();
         let around = self.around();
@@ -331,87 +330,6 @@ impl Engine {
                 self.state.services.insert(id, Remembered::from(service));
             }
         }
-    }
-
-    /// What converging would change, in the order of its doing.
-    ///
-    /// # Errors
-    /// The kernel or the unit manager does not answer.
-    pub async fn diff(&mut self, plan: &Plan) -> Result<Vec<Change>, Fault> {
-        let mut changes = Vec::new();
-        self.look_at_new(plan).await;
-        changes.extend(self.diff_route(plan).await?);
-        changes.extend(self.diff_rules(plan)?);
-        for service in plan.services.values() {
-            changes.extend(self.diff_files(plan, service)?);
-        }
-        changes.extend(self.diff_units(plan).await?);
-        Ok(changes)
-    }
-
-    fn diff_files(&self, plan: &Plan, service: &ServicePlan) -> Result<Vec<Change>, Fault> {
-        let change = |name: String| {
-            let path = service.sidecar.folder.join(name);
-            let kind = if self.root.join(&path).exists() { Kind::Change } else { Kind::Add };
-            Change {
-                subject: Subject::File,
-                name: path.display().to_string(),
-                kind,
-                service: Some(service.id.clone()),
-                details: Vec::new(),
-            }
-        };
-        Ok(self.publisher.diff(service, &plan.mesh, None)?.into_iter().map(change).collect())
-    }
-
-    async fn diff_route(&self, plan: &Plan) -> Result<Vec<Change>, Fault> {
-        let ours = netns::our_virtual_routes().await?;
-        let change = |net: &ipnet::Ipv4Net, kind| Change {
-            subject: Subject::Route,
-            name: format!("{net} dev lo"),
-            kind,
-            service: None,
-            details: Vec::new(),
-        };
-        let removed =
-            ours.iter().filter(|net| Some(**net) != plan.virtual_net).map(|net| change(net, Kind::Remove));
-        let added =
-            plan.virtual_net.iter().filter(|net| !ours.contains(net)).map(|net| change(net, Kind::Add));
-        Ok(removed.chain(added).collect())
-    }
-
-    fn diff_rules(&self, plan: &Plan) -> Result<Option<Change>, Fault> {
-        let live: BTreeSet<ServiceId> = plan.services.keys().cloned().collect();
-        let seen = self.adapters.firewall.observe(&Desired { policy: plan.redirect.clone(), live })?;
-        let kind = match (&seen.generation, plan.redirect.is_empty()) {
-            (None, true) => return Ok(None),
-            (None, false) => Kind::Add,
-            (Some(_), true) => Kind::Remove,
-            (Some(_), false) if seen.differences.is_empty() => return Ok(None),
-            (Some(_), false) => Kind::Change,
-        };
-        let details = if kind == Kind::Change { seen.differences } else { Vec::new() };
-        let name = "table inet enmesh".to_owned();
-        Ok(Some(Change { subject: Subject::Rules, name, kind, service: None, details }))
-    }
-
-    async fn diff_units(&self, plan: &Plan) -> Result<Vec<Change>, Fault> {
-        let there = self.adapters.units.list().await?;
-        let change = |id: &str, kind| Change {
-            subject: Subject::Unit,
-            name: format!("envoy@{id}.service"),
-            kind,
-            service: id.parse().ok(),
-            details: Vec::new(),
-        };
-        let planned = |id: &String| plan.services.keys().any(|planned| planned.as_str() == id);
-        let removed = there.iter().filter(|id| !planned(id)).map(|id| change(id, Kind::Remove));
-        let added = plan
-            .services
-            .keys()
-            .filter(|id| !there.iter().any(|there| there == id.as_str()))
-            .map(|id| change(id.as_str(), Kind::Add));
-        Ok(added.chain(removed).collect())
     }
 
     /// Looks at the sidecars that `ids` names (all of them for `None`) and moves traffic to or away

@@ -6,6 +6,7 @@
 
 mod adapters;
 pub mod change;
+mod diff;
 mod engine;
 mod error;
 pub mod facts;

@@ -79,7 +79,7 @@ fn captures(machine: &Machine, uid: &str) -> bool {
     let listed: Value = serde_json::from_str(&listed).unwrap();
     let elements =
         listed["nftables"].as_array().unwrap().iter().find_map(|object| object["map"]["elem"].as_array());
-    elements.into_iter().flatten().any(|pair| pair[0].to_string() == uid)
+    elements.into_iter().flatten().any(|pair| pair[0].as_u64().is_some_and(|there| there.to_string() == uid))
 }
 
 /// The mesh's names come from us, all others from where they came before.
