@@ -24,6 +24,8 @@ const LINGER: Duration = Duration::from_secs(1);
 /// What a finished program left behind.
 #[derive(Debug)]
 pub struct Output {
+    /// The process number that it had.
+    pub pid: u32,
     /// How it ended.
     pub status: ExitStatus,
     /// Standard output.
@@ -141,6 +143,7 @@ pub fn run(program: &Path, arguments: &[&str], stdin: &[u8], limit: Duration) ->
         return Err(ExecError::Timeout { program: program.to_owned(), limit }.into());
     };
     Ok(Output {
+        pid: child.id(),
         status,
         stdout: collect(stdout),
         stderr: String::from_utf8_lossy(&collect(stderr)).into_owned(),

@@ -7,6 +7,7 @@ pub mod exec;
 pub mod fault;
 pub mod files;
 pub mod http;
+pub mod netlink;
 pub mod process;
 pub mod root;
 pub mod units;

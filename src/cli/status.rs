@@ -68,6 +68,15 @@ pub fn table(status: &Value) -> String {
         word(at(generation, "/number")),
         word(at(generation, "/hash"))
     );
+    let repaired = at(status, "/rules_repaired").as_u64().unwrap_or(0);
+    if repaired > 0 {
+        let last = at(status, "/last_repair");
+        let what: Vec<String> = at(last, "/what").as_array().into_iter().flatten().map(word).collect();
+        let by = at(last, "/by").as_str().unwrap_or("somebody");
+        let times = if repaired == 1 { "once".to_owned() } else { format!("{repaired} times") };
+        let still = if at(last, "/contested") == &Value::Bool(true) { ", and often" } else { "" };
+        let _ = writeln!(text, "rules set again {times}; last after {by}{still}: {}", what.join("; "));
+    }
     let Some(services) = at(status, "/services").as_object() else { return text };
     if services.is_empty() {
         text.push_str("no services\n");

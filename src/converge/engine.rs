@@ -8,7 +8,6 @@ use std::time::SystemTime;
 use futures_util::future::join_all;
 
 use super::adapters::Adapters;
-use super::change::{Change, Kind, Subject};
 use super::error::ConvergeError;
 use super::facts;
 use super::names::Names;
@@ -21,8 +20,8 @@ use crate::config::value::ServiceId;
 use crate::config::{self, Config, ServiceConfig};
 use crate::envoy::Publisher;
 use crate::netns;
-use crate::plan::{self, Plan, ServicePlan};
-use crate::redirect::Desired;
+use crate::plan::{self, MeshView, Plan};
+use crate::redirect::{Desired, Drift};
 
 /// A plan together with the configuration that it came from.
 pub struct Intent {
@@ -30,12 +29,16 @@ pub struct Intent {
     pub config: Config,
     /// What follows from it.
     pub plan: Plan,
+    /// The mesh that the plan was made for, as the control plane told it.
+    pub view: MeshView,
+    /// Why that is the mesh as it was seen last, where it cannot be seen now.
+    pub unseen: Option<Fault>,
 }
 
 impl Intent {
     /// Everything that is wrong with the configuration or cannot be carried out on this host.
     pub fn faults(&self) -> Vec<Fault> {
-        self.config.errors.iter().chain(&self.plan.errors).cloned().collect()
+        self.unseen.iter().chain(&self.config.errors).chain(&self.plan.errors).cloned().collect()
     }
 
     /// Everything that a person should know.
@@ -62,17 +65,17 @@ pub enum Purpose {
 
 /// Converges one host, again and again.
 pub struct Engine {
-    root: Root,
-    purpose: Purpose,
-    adapters: Adapters,
-    publisher: Publisher,
-    state: State,
-    names: Names,
+    pub(super) root: Root,
+    pub(super) purpose: Purpose,
+    pub(super) adapters: Adapters,
+    pub(super) publisher: Publisher,
+    pub(super) state: State,
+    pub(super) names: Names,
     /// The plan in force.
-    plan: Option<Plan>,
-    sidecars: BTreeMap<ServiceId, SidecarStatus>,
+    pub(super) plan: Option<Plan>,
+    pub(super) sidecars: BTreeMap<ServiceId, SidecarStatus>,
     /// The rules as they were set last.
-    rules: Option<Desired>,
+    pub(super) rules: Option<Desired>,
 }
 
 impl Engine {
@@ -154,22 +157,26 @@ impl Engine {
         if self.purpose == Purpose::Converge {
             self.adapters.mesh.prepare(SystemTime::now()).await?;
         }
-        let view = self.adapters.mesh.view().await?;
+        let (view, unseen) = match (self.adapters.mesh.view().await, &self.state.mesh) {
+            (Ok(view), _) => (view, None),
+            (Err(fault), Some(seen_last)) => (seen_last.clone(), Some(fault)),
+            (Err(fault), None) => return Err(fault),
+        };
         let users = self.adapters.unit_users(facts::scoped_units(&config)).await;
-        let facts = facts::live(&self.root, &config, &self.state, view, users).await?;
+        let facts = facts::live(&self.root, &config, &self.state, view.clone(), users).await?;
         let plan = plan::plan(&config, &facts);
-        Ok(Intent { config, plan })
+        Ok(Intent { config, plan, view, unseen })
     }
 
     /// Makes `intent` true.
     ///
-    /// Nothing is touched when the host is not fit for it (see `preflight`). Else in this order: what was given out is remembered, so that no crash gives it out twice; the
-    /// rules come up with only those sidecars live that are so already, so that what is not yet in
+    /// Nothing is touched when the host is not fit for it (see `preflight`). Else in this order: what
+    /// was given out is remembered, so that no crash gives it out twice; the rules come up with only those sidecars live that are so already, so that what is not yet in
     /// the mesh is closed rather than in the clear; each sidecar gets its certificates and files,
     /// starts, and is live; the rules let traffic to it; sidecars that no plan knows any more end;
     /// the generation is recorded.
     pub async fn converge(&mut self, intent: Intent) -> Outcome {
-        let Intent { config, plan } = intent;
+        let Intent { config, plan, view, .. } = intent;
         let mut faults = match preflight::check(&plan) {
             Ok(reasons) if reasons.is_empty() => Vec::new(),
             Ok(reasons) => return Outcome { faults: reasons },
@@ -179,7 +186,11 @@ impl Engine {
         keep(&mut faults, self.state.save(&self.root));
         self.sidecars.retain(|id, _| plan.services.contains_key(id));
         self.look_at_new(&plan).await;
-        keep(&mut faults, self.apply_rules(&plan).await);
+        if let Err(fault) = self.apply_rules(&plan).await {
+            // Without rules that are closed, nothing more may come up.
+            faults.push(fault);
+            return Outcome { faults };
+        }
 
         let around = self.around();
         let ups = plan.services.values().map(|service| around.bring_up(&plan, service));
@@ -191,6 +202,7 @@ impl Engine {
         keep(&mut faults, self.names.serve(&plan.dns, self.adapters.systemd.as_ref()).await);
         faults.extend(self.end_unplanned(&plan).await);
         self.remember(&config, &plan);
+        self.state.mesh = Some(view);
         keep(&mut faults, self.state.save(&self.root));
         self.plan = Some(plan);
         Outcome { faults }
@@ -206,7 +218,7 @@ impl Engine {
     }
 
     /// Sidecars that ran before this engine did count as live when they are.
-    async fn look_at_new(&mut self, plan: &Plan) {
+    pub(super) async fn look_at_new(&mut self, plan: &Plan) {
         let new: Vec<_> =
             plan.services.values().filter(|service| !self.sidecars.contains_key(&service.id)).collect();
         let around = self.around();
@@ -244,6 +256,32 @@ impl Engine {
             self.rules = Some(desired);
         }
         Ok(())
+    }
+
+    /// Starts listening for changes of the rules by others; `None` where the driver hears of none.
+    ///
+    /// # Errors
+    /// `ENM-R013` the kernel does not let us listen.
+    pub fn watch_rules(&self) -> Result<Option<Drift>, Fault> {
+        self.adapters.firewall.watch()
+    }
+
+    /// Sets route and rules again where somebody changed them since they were set last. Returns what
+    /// was amiss, a line each; nothing when all is as it was, or when there is nothing to keep.
+    ///
+    /// # Errors
+    /// They could not be set again.
+    pub async fn repair(&mut self) -> Result<Vec<String>, Fault> {
+        let Some(desired) = &self.rules else { return Ok(Vec::new()) };
+        let rules = self.adapters.firewall.repair(desired);
+        let mut amiss = Vec::new();
+        if let Some(net) = desired.policy.virtual_route
+            && netns::ensure_virtual_route(net).await?
+        {
+            amiss.push(format!("+ route {net} dev lo"));
+        }
+        amiss.extend(rules?);
+        Ok(amiss)
     }
 
     async fn remove_rules(&mut self) -> Result<(), Fault> {
@@ -292,87 +330,6 @@ impl Engine {
                 self.state.services.insert(id, Remembered::from(service));
             }
         }
-    }
-
-    /// What converging would change, in the order of its doing.
-    ///
-    /// # Errors
-    /// The kernel or the unit manager does not answer.
-    pub async fn diff(&mut self, plan: &Plan) -> Result<Vec<Change>, Fault> {
-        let mut changes = Vec::new();
-        self.look_at_new(plan).await;
-        changes.extend(self.diff_route(plan).await?);
-        changes.extend(self.diff_rules(plan)?);
-        for service in plan.services.values() {
-            changes.extend(self.diff_files(plan, service)?);
-        }
-        changes.extend(self.diff_units(plan).await?);
-        Ok(changes)
-    }
-
-    fn diff_files(&self, plan: &Plan, service: &ServicePlan) -> Result<Vec<Change>, Fault> {
-        let change = |name: String| {
-            let path = service.sidecar.folder.join(name);
-            let kind = if self.root.join(&path).exists() { Kind::Change } else { Kind::Add };
-            Change {
-                subject: Subject::File,
-                name: path.display().to_string(),
-                kind,
-                service: Some(service.id.clone()),
-                details: Vec::new(),
-            }
-        };
-        Ok(self.publisher.diff(service, &plan.mesh, None)?.into_iter().map(change).collect())
-    }
-
-    async fn diff_route(&self, plan: &Plan) -> Result<Vec<Change>, Fault> {
-        let ours = netns::our_virtual_routes().await?;
-        let change = |net: &ipnet::Ipv4Net, kind| Change {
-            subject: Subject::Route,
-            name: format!("{net} dev lo"),
-            kind,
-            service: None,
-            details: Vec::new(),
-        };
-        let removed =
-            ours.iter().filter(|net| Some(**net) != plan.virtual_net).map(|net| change(net, Kind::Remove));
-        let added =
-            plan.virtual_net.iter().filter(|net| !ours.contains(net)).map(|net| change(net, Kind::Add));
-        Ok(removed.chain(added).collect())
-    }
-
-    fn diff_rules(&self, plan: &Plan) -> Result<Option<Change>, Fault> {
-        let live: BTreeSet<ServiceId> = plan.services.keys().cloned().collect();
-        let seen = self.adapters.firewall.observe(&Desired { policy: plan.redirect.clone(), live })?;
-        let kind = match (&seen.generation, plan.redirect.is_empty()) {
-            (None, true) => return Ok(None),
-            (None, false) => Kind::Add,
-            (Some(_), true) => Kind::Remove,
-            (Some(_), false) if seen.differences.is_empty() => return Ok(None),
-            (Some(_), false) => Kind::Change,
-        };
-        let details = if kind == Kind::Change { seen.differences } else { Vec::new() };
-        let name = "table inet enmesh".to_owned();
-        Ok(Some(Change { subject: Subject::Rules, name, kind, service: None, details }))
-    }
-
-    async fn diff_units(&self, plan: &Plan) -> Result<Vec<Change>, Fault> {
-        let there = self.adapters.units.list().await?;
-        let change = |id: &str, kind| Change {
-            subject: Subject::Unit,
-            name: format!("envoy@{id}.service"),
-            kind,
-            service: id.parse().ok(),
-            details: Vec::new(),
-        };
-        let planned = |id: &String| plan.services.keys().any(|planned| planned.as_str() == id);
-        let removed = there.iter().filter(|id| !planned(id)).map(|id| change(id, Kind::Remove));
-        let added = plan
-            .services
-            .keys()
-            .filter(|id| !there.iter().any(|there| there == id.as_str()))
-            .map(|id| change(id.as_str(), Kind::Add));
-        Ok(added.chain(removed).collect())
     }
 
     /// Looks at the sidecars that `ids` names (all of them for `None`) and moves traffic to or away
@@ -452,6 +409,7 @@ impl Engine {
             self.plan = None;
             self.state.generation = None;
             self.state.services.clear();
+            self.state.mesh = None;
         } else {
             self.state.down.extend(going.iter().filter_map(|name| name.parse().ok()));
             faults.extend(self.go_on_without().await);
@@ -538,12 +496,12 @@ pub async fn look(root: &Root) -> Result<Intent, Fault> {
     let config = load(root, &state);
     let view = super::adapters::mesh(root, &config.host)?.view().await?;
     let facts = if root.is_host() {
-        facts::live(root, &config, &state, view, BTreeMap::new()).await?
+        facts::live(root, &config, &state, view.clone(), BTreeMap::new()).await?
     } else {
-        facts::offline(root, &config, &state, view)?
+        facts::offline(root, &config, &state, view.clone())?
     };
     let plan = plan::plan(&config, &facts);
-    Ok(Intent { config, plan })
+    Ok(Intent { config, plan, view, unseen: None })
 }
 
 /// The configuration as it counts: a bad host file leaves the last good one in force, and what

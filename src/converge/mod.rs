@@ -6,6 +6,7 @@
 
 mod adapters;
 pub mod change;
+mod diff;
 mod engine;
 mod error;
 pub mod facts;
@@ -22,4 +23,4 @@ pub use error::ConvergeError;
 pub use lock::Lock;
 pub use sidecar::{Phase, SidecarStatus};
 pub use state::State;
-pub use status::{ServiceStatus, Status};
+pub use status::{Repair, ServiceStatus, Status};

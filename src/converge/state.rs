@@ -11,7 +11,7 @@ use crate::base::files::{self, Access};
 use crate::base::{Fault, Root};
 use crate::config::value::ServiceId;
 use crate::config::{HostConfig, Legacy, ServiceConfig};
-use crate::plan::{Allocations, Generation};
+use crate::plan::{Allocations, Generation, MeshView};
 
 /// Where the state is.
 pub const STATE_FILE: &str = "/var/lib/enmesh/state.json";
@@ -34,6 +34,8 @@ pub struct State {
     pub allocations: Allocations,
     /// The host configuration that was good last.
     pub host: Option<HostConfig>,
+    /// The mesh as it was seen last, for a start at which it cannot be seen.
+    pub mesh: Option<MeshView>,
     /// The service configurations that were good last.
     pub services: BTreeMap<ServiceId, Remembered>,
     /// Services that `enmesh down` took out; they stay out until `enmesh apply` names them.
@@ -47,6 +49,7 @@ impl Default for State {
             generation: None,
             allocations: Allocations::default(),
             host: None,
+            mesh: None,
             services: BTreeMap::new(),
             down: BTreeSet::new(),
         }

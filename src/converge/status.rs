@@ -10,6 +10,7 @@ use super::engine::Engine;
 use super::sidecar::Phase;
 use crate::base::Fault;
 use crate::plan::Generation;
+use crate::redirect::DriftEvent;
 
 /// The state of one host. The shape is stable: fields are only ever added.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -38,6 +39,23 @@ pub struct Status {
     pub converged_count: u64,
     /// When it did last, in seconds since 1970.
     pub converged_at: u64,
+    /// How often rules that somebody changed were set again since the daemon started.
+    pub rules_repaired: u64,
+    /// The last time.
+    pub last_repair: Option<Repair>,
+}
+
+/// Rules that somebody changed and that were set again.
+#[derive(Debug, Clone, Serialize)]
+pub struct Repair {
+    /// When, in seconds since 1970.
+    pub at: u64,
+    /// What was done to them, a line each.
+    pub what: Vec<String>,
+    /// Who did it, where the kernel says so.
+    pub by: Option<String>,
+    /// Whether it happens so often that repairs hold back.
+    pub contested: bool,
 }
 
 /// The state of one service.
@@ -100,10 +118,30 @@ impl Status {
     /// Records that the host converged, and with what faults.
     pub fn converged(&mut self, faults: Vec<Fault>, warnings: Vec<Fault>) {
         self.converged_count += 1;
-        self.converged_at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        self.converged_at = now();
         self.faults = faults;
         self.warnings = warnings;
         self.judge();
+    }
+
+    /// Forgets what was said of sidecars that did not come up and are live by now.
+    pub fn forget_recovered(&mut self) {
+        let live = |id: &str| self.services.get(id).is_some_and(|service| service.phase == Phase::Live);
+        // A unit that would not start (S, V) or was not live in time (D004). Others stay until the
+        // host converges without them.
+        let of_start = |fault: &Fault| {
+            fault.code == "ENM-D004" || fault.code.starts_with("ENM-S") || fault.code.starts_with("ENM-V")
+        };
+        let recovered = |fault: &Fault| of_start(fault) && fault.service.as_deref().is_some_and(live);
+        let faults = self.faults.iter().filter(|fault| !recovered(fault)).cloned().collect();
+        self.faults = faults;
+        self.judge();
+    }
+
+    /// Records that rules were set again.
+    pub fn repaired(&mut self, event: DriftEvent, contested: bool) {
+        self.rules_repaired += 1;
+        self.last_repair = Some(Repair { at: now(), what: event.what, by: event.by, contested });
     }
 
     fn judge(&mut self) {
@@ -151,6 +189,12 @@ impl Status {
             &one(self.generation.as_ref().map_or(0, |g| g.number)),
         );
         metric("enmesh_converged_total", "counter", "Times the host converged.", &one(self.converged_count));
+        metric(
+            "enmesh_rules_repaired_total",
+            "counter",
+            "Times rules that somebody else changed were set again.",
+            &one(self.rules_repaired),
+        );
         metric("enmesh_faults", "gauge", "Faults in force.", &one(self.faults.len() as u64));
         metric(
             "enmesh_sidecar_live",
@@ -172,4 +216,8 @@ impl Status {
         );
         text
     }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod control;
+mod drift;
 pub mod log;
 mod timers;
 mod watch;
@@ -22,6 +23,7 @@ use crate::config;
 use crate::converge::{ConvergeError, Engine, Lock, Outcome, Purpose, Status};
 use crate::systemd::notify;
 use control::{Deed, Done, Request};
+use drift::Guard;
 use timers::Timers;
 use watch::Watcher;
 
@@ -48,6 +50,7 @@ struct Daemon {
     status: Rc<RefCell<Status>>,
     requests: mpsc::Receiver<Request>,
     timers: Timers,
+    guard: Guard,
     ends: [Signal; 2],
     hangup: Signal,
 }
@@ -60,6 +63,7 @@ enum Wake {
     Unit(UnitEvent),
     Missed,
     Recheck,
+    Drift,
     Watchdog,
 }
 
@@ -79,6 +83,7 @@ impl Daemon {
             status,
             requests,
             timers: Timers::new(notify::watchdog_interval()),
+            guard: Guard::new(&engine),
             ends: [on(SignalKind::terminate())?, on(SignalKind::interrupt())?],
             hangup: on(SignalKind::hangup())?,
             engine,
@@ -107,6 +112,7 @@ impl Daemon {
                 }
                 Wake::Unit(event) => fed(self.recheck(event.instance.parse().ok())).await,
                 Wake::Missed | Wake::Recheck => fed(self.recheck(None)).await,
+                Wake::Drift => fed(self.repair()).await,
                 Wake::Watchdog => {
                     notify::watchdog();
                     self.timers.fed();
@@ -128,6 +134,7 @@ impl Daemon {
             _ = interrupt.recv() => Wake::End,
             _ = self.hangup.recv() => Wake::Reload,
             Some(request) = self.requests.recv() => Wake::Request(request),
+            () = self.guard.due() => Wake::Drift,
             event = self.events.recv() => match event {
                 Ok(event) => Wake::Unit(event),
                 Err(broadcast::error::RecvError::Lagged(_)) => Wake::Missed,
@@ -179,12 +186,26 @@ impl Daemon {
         }
         let before = self.status.borrow().line();
         self.status.borrow_mut().update(&self.engine);
+        self.status.borrow_mut().forget_recovered();
         let line = self.status.borrow().line();
         if line != before {
             tracing::info!("{line}");
             notify::status(&line);
         }
         self.timers.looked(all_live && fault.is_none());
+    }
+
+    /// Sets rules and route again if somebody changed them.
+    async fn repair(&mut self) {
+        match self.engine.repair().await {
+            Ok(amiss) => {
+                if let Some(event) = self.guard.looked(amiss) {
+                    self.status.borrow_mut().repaired(event, self.guard.is_contested());
+                }
+            }
+            Err(fault) if self.guard.failed(&fault) => {}
+            Err(_) => self.timers.failed(),
+        }
     }
 
     /// Does what was asked; returns whether the daemon shall end.

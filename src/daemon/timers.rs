@@ -79,6 +79,11 @@ impl Timers {
         }
     }
 
+    /// After something went wrong that converging may mend.
+    pub fn failed(&mut self) {
+        self.retry.arm();
+    }
+
     /// After a look at the sidecars.
     pub fn looked(&mut self, all_live: bool) {
         if all_live {

@@ -10,6 +10,7 @@ mod namespace;
 mod netlink;
 mod route;
 mod tables;
+mod watch;
 
 pub use facts::{addresses, default_source, ipv6_available};
 pub use link::{
@@ -21,3 +22,4 @@ pub use route::{
     remove_virtual_route, virtual_route_state,
 };
 pub use tables::{describe_routes, describe_rules};
+pub use watch::RouteWatch;

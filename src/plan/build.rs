@@ -150,7 +150,10 @@ impl<'a> Builder<'a> {
         self.allocations = allocations;
         let address = self.address(service);
         self.join_mesh(service, address, inbound);
-        self.dns_modes.insert(service.capture.dns);
+        if transparent {
+            // A virtual IP is of use only to those whose connections to it are redirected.
+            self.dns_modes.insert(service.capture.dns);
+        }
         let mut plan = self.service_plan(service, user, address, outbound, inbound);
         if take_token(&mut plan.registration) {
             let warning = PlanError::TokenInFile { id: id.clone() };

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::value::ServiceName;
 
 /// The mesh, as far as this host needs to know it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MeshView {
     /// The CA's trust domain, `<uuid>.consul`.
     pub trust_domain: String,
@@ -44,7 +44,7 @@ impl MeshView {
 }
 
 /// One service of the mesh.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MeshService {
     /// Addresses that stand for the service on this host.
     pub virtual_ips: BTreeSet<IpAddr>,
@@ -67,7 +67,7 @@ pub struct Instance {
 }
 
 /// Somebody who may call a service.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Caller {
     /// Any service with a certificate of this mesh.

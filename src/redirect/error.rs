@@ -50,6 +50,26 @@ pub enum RedirectError {
         /// Why.
         message: String,
     },
+    /// Somebody changed our rules, and they were set again.
+    #[error("{by} changed the rules ({}); they are set again", what.join("; "))]
+    Drifted {
+        /// Who, as far as it is known.
+        by: String,
+        /// What was done, and what was missing or too much.
+        what: Vec<String>,
+    },
+    /// Somebody changes our rules again and again.
+    #[error("{by} changes the rules again and again; they are set again more and more slowly")]
+    Contested {
+        /// Who, as far as it is known.
+        by: String,
+    },
+    /// The kernel does not tell of changes.
+    #[error("cannot hear of changes of the rules")]
+    NoWatch {
+        /// The system's answer.
+        source: std::io::Error,
+    },
     /// The recording driver was told to fail.
     #[error("told to fail: {0}")]
     Told(String),
@@ -68,6 +88,9 @@ impl Explain for RedirectError {
             RedirectError::ReadBack { .. } => "ENM-R008",
             RedirectError::Told(_) => "ENM-R009",
             RedirectError::NotRun { .. } => "ENM-R010",
+            RedirectError::Drifted { .. } => "ENM-R011",
+            RedirectError::Contested { .. } => "ENM-R012",
+            RedirectError::NoWatch { .. } => "ENM-R013",
         }
     }
 
@@ -101,6 +124,18 @@ impl Explain for RedirectError {
             }
             RedirectError::NotRun { .. } => {
                 "try again; it may have been killed half-way, which leaves either the old rules or the new"
+            }
+            RedirectError::Drifted { .. } => {
+                "leave the table `inet enmesh` and the route of virtual IPs alone; a firewall whose reload \
+                 flushes everything (`flush ruleset`) does better to flush its own tables only"
+            }
+            RedirectError::Contested { .. } => {
+                "stop the program that does it: between its changes and the repairs, connections are not \
+                 redirected"
+            }
+            RedirectError::NoWatch { .. } => {
+                "rules that others change are set again only when something else happens; let AF_NETLINK \
+                 sockets through (RestrictAddressFamilies=)"
             }
             RedirectError::Told(_) => "this driver is for tests",
         }

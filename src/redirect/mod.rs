@@ -14,6 +14,7 @@ mod foreign;
 mod nftables;
 mod recorded;
 mod ruleset;
+mod watch;
 
 use std::collections::BTreeSet;
 
@@ -24,6 +25,7 @@ pub use foreign::{Foreign, foreign};
 pub use nftables::Nftables;
 pub use recorded::{Call, Recorded};
 pub use ruleset::{ALWAYS_BYPASSED, DRAIN_MARK, GENERATION_MARK, TABLE};
+pub use watch::{Drift, DriftEvent, OwnCommits};
 
 use crate::base::Fault;
 use crate::config::value::ServiceId;
@@ -89,6 +91,27 @@ pub trait Firewall {
     /// # Errors
     /// The rules could not be set (the old ones are in force then), or what was read back differs.
     fn apply(&self, desired: &Desired) -> Result<(), Fault>;
+
+    /// Looks whether the kernel's rules, which were `desired`, still are, and sets them again if not.
+    /// Returns what was amiss, in the words of [`Observed::differences`].
+    ///
+    /// # Errors
+    /// As [`Firewall::apply`].
+    fn repair(&self, desired: &Desired) -> Result<Vec<String>, Fault> {
+        let seen = self.observe(desired)?;
+        if !seen.differences.is_empty() {
+            self.apply(desired)?;
+        }
+        Ok(seen.differences)
+    }
+
+    /// Starts listening for changes of the rules by others. `None` where nobody tells of them.
+    ///
+    /// # Errors
+    /// `ENM-R013` the kernel does not let us listen.
+    fn watch(&self) -> Result<Option<Drift>, Fault> {
+        Ok(None)
+    }
 
     /// The first of two steps of removal: new connections go direct from now on and nothing is
     /// refused, while the ones that are redirected already run on. Call [`Firewall::remove`] when

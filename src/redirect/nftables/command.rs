@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::base::exec;
+use crate::base::exec::{self, Output};
 use crate::redirect::RedirectError;
 
 /// `nft` takes about 10 ms for our table and 200 ms for one of 10 000 elements; what takes longer
@@ -14,10 +14,22 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// # Errors
 /// It is not there, it hangs, or it says no.
 pub(in crate::redirect) fn nft(arguments: &[&str], stdin: &[u8]) -> Result<Vec<u8>, RedirectError> {
+    run(arguments, stdin).map(|output| output.stdout)
+}
+
+/// Has `nft` carry out `document` and returns the number of its process.
+///
+/// # Errors
+/// As [`nft`].
+pub(super) fn load(document: &str) -> Result<u32, RedirectError> {
+    run(&["-j", "-f", "-"], document.as_bytes()).map(|output| output.pid)
+}
+
+fn run(arguments: &[&str], stdin: &[u8]) -> Result<Output, RedirectError> {
     let program = exec::find("nft").map_err(|_| RedirectError::NoNft)?;
     let output = exec::run(&program, arguments, stdin, LIMIT)
         .map_err(|fault| RedirectError::NotRun { message: fault.message })?;
-    if output.status.success() { Ok(output.stdout) } else { Err(explain(&output.stderr)) }
+    if output.status.success() { Ok(output) } else { Err(explain(&output.stderr)) }
 }
 
 /// Whether this complaint, out of listing our table, says that the table is not there. There is

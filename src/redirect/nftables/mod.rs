@@ -13,6 +13,7 @@ use serde_json::Value as Json;
 use self::diff::Wordings;
 use self::picture::Picture;
 use super::ruleset::{self, Ruleset, json};
+use super::watch::{Drift, OwnCommits};
 use super::{Desired, Firewall, Observed, RedirectError};
 use crate::base::Fault;
 
@@ -31,6 +32,8 @@ pub struct Nftables {
     wordings: RefCell<Wordings>,
     /// What was set last and found to be there.
     known: RefCell<Option<Ruleset>>,
+    /// What [`Drift`] need not tell.
+    own: OwnCommits,
 }
 
 impl Nftables {
@@ -39,8 +42,8 @@ impl Nftables {
         Self::default()
     }
 
-    fn load(document: &Json) -> Result<(), RedirectError> {
-        nft(&["-j", "-f", "-"], document.to_string().as_bytes()).map(drop)
+    fn load(&self, document: &Json) -> Result<(), RedirectError> {
+        command::load(&document.to_string()).map(|pid| self.own.add(pid))
     }
 
     /// What is in the kernel, or `None` when our table is not.
@@ -63,12 +66,13 @@ impl Nftables {
     }
 
     /// Makes the kernel's table be `ruleset`, by the gentlest way that works: nothing to do; what
-    /// differs from the last time; the whole table.
-    fn set(&self, ruleset: Ruleset) -> Result<(), RedirectError> {
+    /// differs from the last time; the whole table. Returns what was amiss before the table was
+    /// replaced whole.
+    fn set(&self, ruleset: Ruleset) -> Result<Vec<String>, RedirectError> {
         let wanted = Picture::of_commands(&json::replace(&ruleset));
         let known = self.known.take();
         let differences = match &known {
-            Some(known) if *known != ruleset => match Self::load(&json::change(known, &ruleset)) {
+            Some(known) if *known != ruleset => match self.load(&json::change(known, &ruleset)) {
                 Ok(()) => self.compare(&wanted, false)?,
                 // Somebody edited the table meanwhile.
                 Err(error) => {
@@ -81,15 +85,15 @@ impl Nftables {
         if !differences.is_empty() {
             let there_is_none = differences == [no_table()];
             let whole = if there_is_none { json::create(&ruleset) } else { json::replace(&ruleset) };
-            Self::load(&whole)?;
-            let mut differences = self.compare(&wanted, true)?;
-            if !differences.is_empty() {
-                differences.truncate(NAMED_DIFFERENCES);
-                return Err(RedirectError::ReadBack { differences });
+            self.load(&whole)?;
+            let mut left = self.compare(&wanted, true)?;
+            if !left.is_empty() {
+                left.truncate(NAMED_DIFFERENCES);
+                return Err(RedirectError::ReadBack { differences: left });
             }
         }
         self.known.replace(Some(ruleset));
-        Ok(())
+        Ok(differences)
     }
 }
 
@@ -123,19 +127,29 @@ impl Firewall for Nftables {
         if desired.policy.is_empty() {
             return self.remove();
         }
+        self.set(ruleset::build(&desired.policy, &desired.live))?;
+        Ok(())
+    }
+
+    fn repair(&self, desired: &Desired) -> Result<Vec<String>, Fault> {
+        // One reading less than the two steps apart, which counts while traffic goes astray.
         Ok(self.set(ruleset::build(&desired.policy, &desired.live))?)
+    }
+
+    fn watch(&self) -> Result<Option<Drift>, Fault> {
+        Drift::watch(self.own.clone()).map(Some)
     }
 
     fn drain(&self) -> Result<(), Fault> {
         if Self::read()?.is_some() {
             self.known.take();
-            Self::load(&json::replace(&ruleset::husk()))?;
+            self.load(&json::replace(&ruleset::husk()))?;
         }
         Ok(())
     }
 
     fn remove(&self) -> Result<(), Fault> {
         self.known.take();
-        Ok(Self::load(&json::remove())?)
+        Ok(self.load(&json::remove())?)
     }
 }

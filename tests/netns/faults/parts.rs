@@ -244,3 +244,19 @@ fn a_killed_sidecar_comes_back_and_the_other_does_not_notice() {
     assert_eq!(bed.envoys().len(), 2);
     bed.await_ready();
 }
+
+#[test]
+fn a_mesh_that_cannot_be_seen_at_the_start_is_as_it_was_seen_last() {
+    let mut bed = Bed::new();
+    bed.write("/etc/enmesh/peers.toml", many_peers());
+    bed.start().await_ready();
+    let rules = bed.rules();
+    bed.kill_daemon();
+    bed.nft(&["flush", "ruleset"], "").unwrap();
+    bed.write("/etc/enmesh/peers.toml", "[[service]]\nname = \"torn");
+    bed.start();
+    bed.await_fault("ENM-M003");
+    assert_eq!(bed.rules(), rules, "closed and captured as before");
+    bed.write("/etc/enmesh/peers.toml", many_peers());
+    bed.await_ready();
+}

@@ -1,0 +1,94 @@
+//! What converging would change, worked out without touching anything.
+
+use std::collections::BTreeSet;
+
+use super::change::{Change, Kind, Subject};
+use super::engine::Engine;
+use crate::base::Fault;
+use crate::config::value::ServiceId;
+use crate::netns;
+use crate::plan::{Plan, ServicePlan};
+use crate::redirect::Desired;
+
+impl Engine {
+    /// What converging would change, in the order of its doing.
+    ///
+    /// # Errors
+    /// The kernel or the unit manager does not answer.
+    pub async fn diff(&mut self, plan: &Plan) -> Result<Vec<Change>, Fault> {
+        let mut changes = Vec::new();
+        self.look_at_new(plan).await;
+        changes.extend(self.diff_route(plan).await?);
+        changes.extend(self.diff_rules(plan)?);
+        for service in plan.services.values() {
+            changes.extend(self.diff_files(plan, service)?);
+        }
+        changes.extend(self.diff_units(plan).await?);
+        Ok(changes)
+    }
+
+    fn diff_files(&self, plan: &Plan, service: &ServicePlan) -> Result<Vec<Change>, Fault> {
+        let change = |name: String| {
+            let path = service.sidecar.folder.join(name);
+            let kind = if self.root.join(&path).exists() { Kind::Change } else { Kind::Add };
+            Change {
+                subject: Subject::File,
+                name: path.display().to_string(),
+                kind,
+                service: Some(service.id.clone()),
+                details: Vec::new(),
+            }
+        };
+        Ok(self.publisher.diff(service, &plan.mesh, None)?.into_iter().map(change).collect())
+    }
+
+    async fn diff_route(&self, plan: &Plan) -> Result<Vec<Change>, Fault> {
+        let ours = netns::our_virtual_routes().await?;
+        let change = |net: &ipnet::Ipv4Net, kind| Change {
+            subject: Subject::Route,
+            name: format!("{net} dev lo"),
+            kind,
+            service: None,
+            details: Vec::new(),
+        };
+        let removed =
+            ours.iter().filter(|net| Some(**net) != plan.virtual_net).map(|net| change(net, Kind::Remove));
+        let added =
+            plan.virtual_net.iter().filter(|net| !ours.contains(net)).map(|net| change(net, Kind::Add));
+        Ok(removed.chain(added).collect())
+    }
+
+    fn diff_rules(&self, plan: &Plan) -> Result<Option<Change>, Fault> {
+        let live: BTreeSet<ServiceId> = plan.services.keys().cloned().collect();
+        let seen = self.adapters.firewall.observe(&Desired { policy: plan.redirect.clone(), live })?;
+        let kind = match (&seen.generation, plan.redirect.is_empty()) {
+            (None, true) => return Ok(None),
+            (None, false) => Kind::Add,
+            (Some(_), true) => Kind::Remove,
+            (Some(_), false) if seen.differences.is_empty() => return Ok(None),
+            (Some(_), false) => Kind::Change,
+        };
+        let details = if kind == Kind::Change { seen.differences } else { Vec::new() };
+        let name = "table inet enmesh".to_owned();
+        Ok(Some(Change { subject: Subject::Rules, name, kind, service: None, details }))
+    }
+
+    async fn diff_units(&self, plan: &Plan) -> Result<Vec<Change>, Fault> {
+        let there = self.adapters.units.list().await?;
+        let change = |id: &str, kind| Change {
+            subject: Subject::Unit,
+            name: format!("envoy@{id}.service"),
+            kind,
+            service: id.parse().ok(),
+            details: Vec::new(),
+        };
+        let planned = |id: &String| plan.services.keys().any(|planned| planned.as_str() == id);
+        let removed = there.iter().filter(|id| !planned(id)).map(|id| change(id, Kind::Remove));
+        let added = plan
+            .services
+            .keys()
+            .filter(|id| !there.iter().any(|there| there == id.as_str()))
+            .map(|id| change(id.as_str(), Kind::Add));
+        Ok(added.chain(removed).collect())
+    }
+}

@@ -1,0 +1,67 @@
+//! Noticing that the route of virtual IPs is taken away.
+
+use std::io;
+
+use nix::sys::socket::SockProtocol;
+
+use super::error::NetnsError;
+use super::route::ROUTE_PROTOCOL;
+use crate::base::Fault;
+use crate::base::netlink::{Announcements, Heard, messages};
+
+/// Bit of group 7, `RTNLGRP_IPV4_ROUTE` (linux/rtnetlink.h).
+const GROUP: u32 = 1 << 6;
+
+/// `RTM_DELROUTE`.
+const ROUTE_GONE: u16 = 25;
+
+/// Where `rtm_protocol` stands in `struct rtmsg`.
+const PROTOCOL_AT: usize = 5;
+
+/// Routes of ours that go, whoever removes them, as it happens.
+///
+/// The kernel announces what programs remove. What goes because loopback itself is switched off it
+/// does not announce.
+pub struct RouteWatch {
+    socket: Announcements,
+    heard: bool,
+}
+
+impl RouteWatch {
+    /// Starts watching in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// `ENM-N010` no netlink.
+    pub fn new() -> Result<RouteWatch, Fault> {
+        let socket = Announcements::join(SockProtocol::NetlinkRoute, GROUP)
+            .map_err(|source| NetnsError::Connect { source })?;
+        Ok(RouteWatch { socket, heard: false })
+    }
+
+    /// Waits until a route of ours went, or may have gone. Safe to interrupt: nothing is lost.
+    ///
+    /// # Errors
+    /// `ENM-N010` the socket broke; there is nothing more to come.
+    pub async fn gone(&mut self) -> Result<(), Fault> {
+        self.listen().await.map_err(|source| NetnsError::Connect { source }.into())
+    }
+
+    async fn listen(&mut self) -> io::Result<()> {
+        while !self.heard {
+            self.socket.ready().await?;
+            while let Some(heard) = self.socket.take()? {
+                self.heard |= match heard {
+                    Heard::Datagram(datagram) => says_gone(datagram),
+                    Heard::Gap => true,
+                };
+            }
+        }
+        self.heard = false;
+        Ok(())
+    }
+}
+
+fn says_gone(datagram: &[u8]) -> bool {
+    messages(datagram)
+        .any(|message| message.kind == ROUTE_GONE && message.body.get(PROTOCOL_AT) == Some(&ROUTE_PROTOCOL))
+}
