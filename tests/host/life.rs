@@ -107,6 +107,7 @@ fn two_services_live_through_everything() {
     the_bad_file_is_told_and_stops_nobody(&host.machine);
     let mut open = host.through_the_mesh().expect("a connection through the mesh");
     enmesh_comes_and_goes(&host, &mut open);
+    flushed_rules_are_back(&host.machine);
     nobody_hears_a_word_without_permission(&host);
     a_dead_sidecar_leaves_nothing_in_the_clear(&host);
     the_end(&host);
@@ -167,6 +168,16 @@ fn enmesh_comes_and_goes(host: &Host, open: &mut TcpStream) {
     machine.must(&["systemctl", "daemon-reload"]);
     machine.must(&["systemctl", "restart", "enmesh"]);
     same("upgrade", &first);
+}
+
+/// As a firewall does that is loaded after enmesh.
+fn flushed_rules_are_back(machine: &Machine) {
+    let before = machine.rules();
+    assert!(before.is_some());
+    let flushed = Instant::now();
+    machine.must(&["nft", "flush", "ruleset"]);
+    machine.until("the rules", || (machine.rules() == before).then_some(()));
+    println!("rules back after {:?}", flushed.elapsed());
 }
 
 /// Also when the application is the one that speaks first.
