@@ -8,6 +8,7 @@ mod adapters;
 pub mod change;
 mod engine;
 mod error;
+pub mod explain;
 pub mod facts;
 mod lock;
 mod names;
