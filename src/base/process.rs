@@ -49,9 +49,20 @@ pub fn arguments_of(pid: u32) -> Vec<String> {
 
 /// The user that the process runs as (its real uid, proc_pid_status(5)).
 pub fn user_of(pid: u32) -> Option<u32> {
+    users_of(pid)?.first().copied()
+}
+
+/// The user that the process's new sockets belong to (its filesystem uid), by which packet filters
+/// know them.
+pub fn socket_user_of(pid: u32) -> Option<u32> {
+    users_of(pid)?.get(3).copied()
+}
+
+/// Real, effective, saved and filesystem uid.
+fn users_of(pid: u32) -> Option<Vec<u32>> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
-    line.split_whitespace().next()?.parse().ok()
+    line.split_whitespace().map(|uid| uid.parse().ok()).collect()
 }
 
 #[cfg(test)]
@@ -68,5 +79,6 @@ mod tests {
         assert_eq!(Some(name), std::env::args().next());
         assert_eq!(arguments_of(me.pid), std::env::args().collect::<Vec<_>>());
         assert_eq!(user_of(me.pid), Some(nix::unistd::getuid().as_raw()));
+        assert_eq!(socket_user_of(me.pid), Some(nix::unistd::geteuid().as_raw()));
     }
 }

@@ -5,6 +5,7 @@ mod ca;
 mod check;
 mod demo;
 mod down;
+mod explain;
 mod output;
 mod plan;
 mod render;
@@ -67,6 +68,8 @@ enum Verb {
     Plan(plan::Plan),
     /// Print an artefact to standard output, touching nothing
     Render(render::Render),
+    /// Say what happens to a connection, and which rule decides
+    Explain(explain::Explain),
     /// Take services out of the mesh; without names, all of them, leaving nothing behind
     Down(down::Down),
     /// Show services, sidecars, rules and the last errors
@@ -114,6 +117,7 @@ fn dispatch(cli: Cli) -> Result<Answer, Fault> {
         Verb::Apply(verb) => local(verb.run(&global)),
         Verb::Plan(verb) => local(verb.run(&global)),
         Verb::Render(verb) => local(verb.run(&global)),
+        Verb::Explain(verb) => local(verb.run(&global)),
         Verb::Down(verb) => local(verb.run(&global)),
         Verb::Status(verb) => local(verb.run(&global)),
         Verb::Check(verb) => verb.run(&global),

@@ -111,6 +111,14 @@ pub enum ConvergeError {
         /// Their names.
         missing: String,
     },
+    /// A flow that cannot be explained because it is not one.
+    #[error("{what}")]
+    NoFlow {
+        /// What is wrong with it.
+        what: String,
+        /// What to say instead.
+        instead: &'static str,
+    },
     /// The deed was done and the world still differs.
     #[error("after converging, the host still differs: {detail}")]
     StillDiffers {
@@ -136,6 +144,7 @@ impl Explain for ConvergeError {
             ConvergeError::ForeignRedirector { .. } => "ENM-D012",
             ConvergeError::Stranger { .. } => "ENM-D013",
             ConvergeError::Capabilities { .. } => "ENM-D014",
+            ConvergeError::NoFlow { .. } => "ENM-D015",
         }
     }
 
@@ -171,6 +180,7 @@ impl Explain for ConvergeError {
             ConvergeError::Capabilities { .. } => {
                 "run it as root, or give the container these capabilities; `enmesh check`, `render` and `status` need none".to_owned()
             }
+            ConvergeError::NoFlow { instead, .. } => (*instead).to_owned(),
             ConvergeError::Stranger { pid, .. } => format!(
                 "run it under a user of its own (`ps -o args= -p {pid}` shows what it is), or give the sidecars another with [envoy] user"
             ),
@@ -187,6 +197,7 @@ impl Explain for ConvergeError {
             | ConvergeError::NotYet { .. } => Class::Config,
             ConvergeError::Locked { .. } | ConvergeError::NoDaemon { .. } => Class::Unavailable,
             ConvergeError::Capabilities { .. } => Class::Privilege,
+            ConvergeError::NoFlow { .. } => Class::Usage,
             _ => Class::Failed,
         }
     }

@@ -114,6 +114,11 @@ fn users(passwd: &str) -> BTreeMap<String, User> {
     users
 }
 
+/// The number of a user of `/etc/passwd`.
+pub fn user(root: &Root, name: &str) -> Option<u32> {
+    users(&text(root, "/etc/passwd").ok()?).get(name).map(|user| user.uid)
+}
+
 /// The number of a group of `/etc/group`.
 pub fn group(root: &Root, name: &str) -> Option<u32> {
     let groups = text(root, "/etc/group").ok()?;

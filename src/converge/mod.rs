@@ -9,6 +9,7 @@ pub mod change;
 mod diff;
 mod engine;
 mod error;
+pub mod explain;
 pub mod facts;
 mod lock;
 mod names;

@@ -6,8 +6,9 @@
 //! Besides, chains then do not change when instances come and go, and nothing is drained.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::clusters;
@@ -21,6 +22,9 @@ use crate::plan::{MeshView, ServicePlan};
 const OURSELVES: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 /// The chain of such connections. Without a filter, Envoy closes them.
 const CLOSED: &str = "default/closed";
+/// The chain of connections to no service: they are passed on to where they were going. A name that no
+/// service can have: names of chains are unique in a listener.
+pub const PASSED_ON: &str = "default/original-destination";
 
 /// The destinations that are not just passed on. An address or an address and port that two
 /// services claim belongs to the first in the order of names.
@@ -110,4 +114,40 @@ fn exactly(what: &str, map: impl Iterator<Item = (String, Value)>) -> Value {
 
 fn to_chain(name: &str) -> Value {
     json!({"action": {"name": "chain", "typed_config": any("google.protobuf.StringValue", json!({"value": name}))}})
+}
+
+/// Where a sidecar leads a connection that the kernel redirected to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Lead {
+    /// The filter chain of the outbound listener.
+    pub chain: String,
+    /// The cluster; `None` when the connection is closed.
+    pub cluster: Option<String>,
+    /// The service of the mesh that is at its end; `None` when the connection is just passed on.
+    pub service: Option<ServiceName>,
+}
+
+/// Where the sidecar of `service` leads a connection to `to`, by the same maps that its listener has.
+pub fn lead(service: &ServicePlan, mesh: &MeshView, to: SocketAddr) -> Lead {
+    let destinations = Destinations::of(service, mesh);
+    let (ip, port) = (to.ip(), to.port());
+    if OURSELVES.contains(&ip) {
+        return Lead { chain: CLOSED.to_owned(), cluster: None, service: None };
+    }
+    if let Some(name) = destinations.virtual_ips.get(&ip) {
+        let service = Some((*name).clone());
+        return Lead { chain: name.to_string(), cluster: Some(mesh.sni(name)), service };
+    }
+    match destinations.instances.get(&ip).and_then(|ports| ports.get(&port)) {
+        Some(direct) => Lead {
+            chain: direct.chain(),
+            cluster: Some(clusters::direct_name(&mesh.sni(direct.service), direct.port)),
+            service: Some(direct.service.clone()),
+        },
+        None => Lead {
+            chain: PASSED_ON.to_owned(),
+            cluster: Some(clusters::ORIGINAL_DESTINATION.to_owned()),
+            service: None,
+        },
+    }
 }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use serde_json::{Value, json};
 
 use super::clusters::{LOCAL_APP, ORIGINAL_DESTINATION};
-use super::destinations::{Destinations, upstream_stats};
+use super::destinations::{Destinations, PASSED_ON, upstream_stats};
 use super::layout::Layout;
 use super::options::ProxyOptions;
 use super::secrets::downstream_tls;
@@ -52,9 +52,8 @@ fn outbound(service: &ServicePlan, mesh: &MeshView, port: u16) -> Value {
         )],
         "filter_chain_matcher": destinations.matcher(),
         "filter_chains": destinations.chains(mesh),
-        // A name that no service can have: names of chains are unique in a listener.
         "default_filter_chain": {
-            "name": "default/original-destination",
+            "name": PASSED_ON,
             "filters": [tcp_proxy("upstream.original-destination", ORIGINAL_DESTINATION)],
         },
     });

@@ -32,6 +32,7 @@ mod verify;
 
 pub use admin::{Admin, CertificateInfo, Decisions, Readiness, ServerInfo};
 pub use bootstrap::bootstrap;
+pub use destinations::{Lead, lead};
 pub use error::EnvoyError;
 pub use layout::Layout;
 pub use options::ProxyOptions;

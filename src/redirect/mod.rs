@@ -10,6 +10,7 @@
 //! others.
 
 mod error;
+mod explain;
 mod foreign;
 mod nftables;
 mod recorded;
@@ -21,6 +22,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 pub use error::RedirectError;
+pub use explain::{Decision, Flow, Origin, Transport, Verdict, concerned, explain};
 pub use foreign::{Foreign, foreign};
 pub use nftables::Nftables;
 pub use recorded::{Call, Recorded};

@@ -1,0 +1,153 @@
+//! What happens to one flow: what the rules say, which rule and why, where the sidecar leads it, and
+//! what becomes of it while the sidecar is not live. All of it from the plan, nothing from the kernel.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+
+use serde::Serialize;
+
+use super::error::ConvergeError;
+use crate::base::Fault;
+use crate::config::value::ServiceId;
+use crate::envoy::{self, Lead};
+use crate::plan::{Caller, Plan};
+use crate::redirect::{self, Decision, Flow, Origin, Transport, Verdict};
+
+/// The answer about one flow. The shape is stable: fields are only ever added.
+#[derive(Debug, Clone, Serialize)]
+pub struct Explanation {
+    /// What was asked about.
+    pub flow: Flow,
+    /// The service whose capture is about it.
+    pub service: Option<ServiceId>,
+    /// What becomes of it, with every sidecar live.
+    pub decision: Decision,
+    /// Where the sidecar leads it, for an outbound flow that it gets.
+    pub lead: Option<Lead>,
+    /// What happens then, a line each.
+    pub next: Vec<String>,
+    /// What becomes of it while the service's sidecar is not live.
+    pub while_not_live: Option<Decision>,
+    /// The addresses that counted as this host's own, beside loopback.
+    pub own_addresses: BTreeSet<IpAddr>,
+}
+
+/// Answers about `flow` on a host with the addresses `own`; those that the plan advertises for its
+/// services count as well.
+pub fn explain(plan: &Plan, flow: Flow, mut own: BTreeSet<IpAddr>) -> Explanation {
+    own.extend(plan.services.values().filter_map(|service| service.address));
+    let mut live: BTreeSet<ServiceId> = plan.services.keys().cloned().collect();
+    let decision = redirect::explain(&plan.redirect, &live, &flow, &own);
+    let service = redirect::concerned(&plan.redirect, &flow).cloned();
+    let while_not_live = service.as_ref().map(|id| {
+        live.remove(id);
+        redirect::explain(&plan.redirect, &live, &flow, &own)
+    });
+    let lead = match (&decision.verdict, &flow.origin) {
+        (Verdict::Redirected { service: Some(id), .. }, Origin::User(_)) => {
+            plan.services.get(id).map(|service| envoy::lead(service, &plan.mesh, flow.to))
+        }
+        _ => None,
+    };
+    let next = next(plan, &flow, &decision.verdict, lead.as_ref());
+    Explanation { flow, service, decision, lead, next, while_not_live, own_addresses: own }
+}
+
+/// The address behind `host`, an address or a name of the mesh: `api.virtual.consul`, or `api` alone.
+/// Of several addresses an IPv4 one, the lowest.
+///
+/// # Errors
+/// `ENM-D015` the mesh has no such name.
+pub fn address_of(plan: &Plan, host: &str) -> Result<IpAddr, Fault> {
+    let literal = host.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(host);
+    if let Ok(ip) = literal.parse() {
+        return Ok(ip);
+    }
+    let name = host.trim_end_matches('.').to_ascii_lowercase();
+    let of_service = || {
+        let (_, service) = plan.mesh.services.iter().find(|(known, _)| known.as_str() == name)?;
+        service.virtual_ips.first().copied()
+    };
+    let recorded = plan.dns.records.get(&name).and_then(|addresses| addresses.iter().min().copied());
+    recorded.or_else(of_service).ok_or_else(|| {
+        let what = format!("`{host}` is neither an address nor a name of the mesh");
+        let instead = "`enmesh render dns` lists the names; for others say the address, because only the host's resolver knows it";
+        ConvergeError::NoFlow { what, instead }.into()
+    })
+}
+
+fn next(plan: &Plan, flow: &Flow, verdict: &Verdict, lead: Option<&Lead>) -> Vec<String> {
+    match verdict {
+        Verdict::Direct => vec![format!("it goes to {} as if there were no mesh", shown(flow))],
+        Verdict::Resolver { to } => {
+            vec![format!(
+                "the resolver at {to} answers for names of the mesh; the answer seems to come from {}",
+                flow.to
+            )]
+        }
+        Verdict::Refused => vec![match flow.transport {
+            Transport::Tcp => "the caller gets a reset at once (connection refused)".to_owned(),
+            Transport::Udp => "the caller gets an error at once (administratively prohibited)".to_owned(),
+        }],
+        Verdict::Redirected { port, service } => {
+            let whose = service.as_ref().map_or_else(|| "?".to_owned(), |id| id.to_string());
+            let mut lines = vec![format!("Envoy of `{whose}` takes it on port {port}")];
+            match lead {
+                Some(lead) => lines.extend(outbound(plan, flow, lead)),
+                None => lines.extend(service.as_ref().map(|id| inbound(plan, id)).unwrap_or_default()),
+            }
+            lines
+        }
+    }
+}
+
+fn shown(flow: &Flow) -> String {
+    match flow.to.ip().is_unspecified() {
+        true => format!("port {} of this host", flow.to.port()),
+        false => flow.to.to_string(),
+    }
+}
+
+fn outbound(plan: &Plan, flow: &Flow, lead: &Lead) -> Vec<String> {
+    let Some(cluster) = &lead.cluster else {
+        return vec![format!("filter chain `{}` closes it", lead.chain)];
+    };
+    let mut lines = vec![format!("filter chain `{}` leads it to cluster `{cluster}`", lead.chain)];
+    let Some(name) = &lead.service else {
+        lines.push(format!("it is passed on to {} in the clear: no service of the mesh is there", flow.to));
+        return lines;
+    };
+    let instances: Vec<String> = plan
+        .mesh
+        .services
+        .get(name)
+        .into_iter()
+        .flat_map(|service| &service.instances)
+        .map(|instance| SocketAddr::new(instance.address, instance.port).to_string())
+        .collect();
+    let identity = plan.mesh.spiffe_id(name);
+    lines.push(match instances.is_empty() {
+        true => format!("service `{name}` has no instance, so the connection is closed"),
+        false => format!("mutual TLS to service `{name}` ({identity}), at one of: {}", instances.join(", ")),
+    });
+    lines
+}
+
+fn inbound(plan: &Plan, id: &ServiceId) -> Vec<String> {
+    let Some(service) = plan.services.get(id) else { return Vec::new() };
+    let allow = plan.mesh.services.get(&service.name).map(|known| &known.allow);
+    let callers: Vec<String> = allow
+        .into_iter()
+        .flatten()
+        .map(|caller| match caller {
+            Caller::Any => "any service of the mesh".to_owned(),
+            Caller::Service(name) => format!("`{name}`"),
+        })
+        .collect();
+    let callers = if callers.is_empty() { "nobody".to_owned() } else { callers.join(", ") };
+    let mut lines = vec![format!("it demands mutual TLS; who may call: {callers}")];
+    lines.extend(
+        service.port.map(|port| format!("then cluster `local_app`: the application at 127.0.0.1:{port}")),
+    );
+    lines
+}
