@@ -299,21 +299,28 @@ impl Engine {
             Ok(instances) => instances,
             Err(fault) => return vec![fault],
         };
-        let around = self.around();
-        let mut faults = Vec::new();
-        for instance in instances {
+        let planned = |instance: &String| plan.services.keys().any(|id| id.as_str() == instance);
+        self.end(instances.iter().filter(|instance| !planned(instance))).await
+    }
+
+    /// Ends sidecars, all at once: drained where the plan in force knows them.
+    async fn end(&self, instances: impl Iterator<Item = &String>) -> Vec<Fault> {
+        let around = &self.around();
+        let ends = instances.map(|instance| async move {
             let id = instance.parse::<ServiceId>().ok();
-            if id.as_ref().is_some_and(|id| plan.services.contains_key(id)) {
-                continue;
-            }
-            let known = id.and_then(|id| self.plan.as_ref()?.services.get(&id));
+            let known = id.as_ref().and_then(|id| self.plan.as_ref()?.services.get(id));
             let ended = match known {
                 Some(service) => around.take_down(service).await,
-                None => around.stop(&instance).await,
+                None => around.stop(instance).await,
             };
-            faults.extend(ended.err().map(|fault| fault.of_service(&instance)));
-        }
-        faults
+            let forgotten = match &id {
+                Some(id) => around.mesh.forget(id).await,
+                None => Ok(()),
+            };
+            let faults = ended.err().into_iter().chain(forgotten.err());
+            faults.map(|fault| fault.of_service(instance)).collect::<Vec<_>>()
+        });
+        join_all(ends).await.into_iter().flatten().collect()
     }
 
     fn remember(&mut self, config: &Config, plan: &Plan) {
@@ -388,21 +395,8 @@ impl Engine {
         }
         let all = names.is_empty();
         let going = if all { known } else { names.iter().cloned().collect() };
-        let mut faults = Vec::new();
-        for instance in &going {
-            let service =
-                instance.parse::<ServiceId>().ok().and_then(|id| self.plan.as_ref()?.services.get(&id));
-            let around = self.around();
-            let ended = match service {
-                Some(service) => around.take_down(service).await,
-                None => around.stop(instance).await,
-            };
-            keep(&mut faults, ended);
-            if let Ok(id) = instance.parse::<ServiceId>() {
-                keep(&mut faults, self.adapters.mesh.forget(&id).await);
-                self.sidecars.remove(&id);
-            }
-        }
+        let mut faults = self.end(going.iter()).await;
+        self.sidecars.retain(|id, _| !going.contains(id.as_str()));
         if all {
             keep(&mut faults, self.remove_rules().await);
             keep(&mut faults, self.names.end(self.adapters.systemd.as_ref()).await);

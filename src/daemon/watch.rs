@@ -11,7 +11,7 @@ use crate::base::Fault;
 use crate::converge::ConvergeError;
 
 /// Editors and package managers write in bursts; a change counts when nothing followed for this long.
-const QUIET: Duration = Duration::from_millis(15);
+const QUIET: Duration = Duration::from_millis(5);
 
 /// However long a burst lasts, it counts after this time.
 const PATIENCE: Duration = Duration::from_millis(500);

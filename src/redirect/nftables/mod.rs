@@ -65,6 +65,16 @@ impl Nftables {
         Ok(diff::differences(wanted, &found, &self.wordings.borrow()))
     }
 
+    /// Makes the table where there is none, and says how the one that is there differs. Trying is
+    /// cheaper than asking first.
+    fn make(&self, ruleset: &Ruleset, wanted: &Picture) -> Result<Vec<String>, RedirectError> {
+        match self.load(&json::create(ruleset)) {
+            Ok(()) => self.compare(wanted, true),
+            Err(RedirectError::Refused { .. }) => self.compare(wanted, false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Makes the kernel's table be `ruleset`, by the gentlest way that works: nothing to do; what
     /// differs from the last time; the whole table. Returns what was amiss before the table was
     /// replaced whole.
@@ -80,7 +90,8 @@ impl Nftables {
                     vec![error.to_string()]
                 }
             },
-            _ => self.compare(&wanted, false)?,
+            Some(_) => self.compare(&wanted, false)?,
+            None => self.make(&ruleset, &wanted)?,
         };
         if !differences.is_empty() {
             let there_is_none = differences == [no_table()];

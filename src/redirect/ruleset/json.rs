@@ -24,10 +24,13 @@ pub(in crate::redirect) fn replace(ruleset: &Ruleset) -> Json {
     with_commands(remove_batch(), table_commands(ruleset))
 }
 
-/// One transaction that makes the table where there is none. The kernel takes some ten milliseconds
-/// longer for one that deletes anything (`synchronize_rcu`), so the first one does not.
+/// One transaction that makes the table where there is none, and is refused where there is one. The
+/// kernel takes some ten milliseconds longer for one that deletes anything (`synchronize_rcu`), so
+/// the first one does not.
 pub(in crate::redirect) fn create(ruleset: &Ruleset) -> Json {
-    with_commands(Batch::new(), table_commands(ruleset))
+    let table = serde_json::json!({ "create": NfListObject::Table(table()) });
+    let commands = std::iter::once(table).chain(table_commands(ruleset));
+    with_commands(Batch::new(), commands.collect())
 }
 
 fn table_commands(ruleset: &Ruleset) -> Vec<Json> {
