@@ -43,7 +43,8 @@ impl Intent {
 
     /// Everything that a person should know.
     pub fn warnings(&self) -> Vec<Fault> {
-        self.config.warnings.iter().chain(&self.plan.warnings).cloned().collect()
+        let watches = preflight::watches(&self.plan).map(Fault::from);
+        self.config.warnings.iter().chain(&self.plan.warnings).cloned().chain(watches).collect()
     }
 }
 

@@ -119,6 +119,16 @@ pub enum ConvergeError {
         /// What to say instead.
         instead: &'static str,
     },
+    /// More sidecars than the kernel lets watch their files (a warning).
+    #[error("{sidecars} sidecars need {needed} inotify instances, and the kernel gives their user {limit}")]
+    Watches {
+        /// Sidecars of the plan.
+        sidecars: usize,
+        /// What they need.
+        needed: usize,
+        /// `fs.inotify.max_user_instances`.
+        limit: usize,
+    },
     /// The deed was done and the world still differs.
     #[error("after converging, the host still differs: {detail}")]
     StillDiffers {
@@ -144,6 +154,7 @@ impl Explain for ConvergeError {
             ConvergeError::ForeignRedirector { .. } => "ENM-D012",
             ConvergeError::Stranger { .. } => "ENM-D013",
             ConvergeError::Capabilities { .. } => "ENM-D014",
+            ConvergeError::Watches { .. } => "ENM-D015",
             ConvergeError::NoFlow { .. } => "ENM-D015",
         }
     }
@@ -181,6 +192,10 @@ impl Explain for ConvergeError {
                 "run it as root, or give the container these capabilities; `enmesh check`, `render` and `status` need none".to_owned()
             }
             ConvergeError::NoFlow { instead, .. } => (*instead).to_owned(),
+            ConvergeError::Watches { needed, .. } => format!(
+                "Envoy aborts when it gets none; raise the limit: `sysctl fs.inotify.max_user_instances={}`",
+                needed.next_power_of_two().max(1024)
+            ),
             ConvergeError::Stranger { pid, .. } => format!(
                 "run it under a user of its own (`ps -o args= -p {pid}` shows what it is), or give the sidecars another with [envoy] user"
             ),

@@ -11,7 +11,7 @@ use caps::{CapSet, Capability};
 
 use crate::base::{Fault, process};
 use crate::plan::Plan;
-use crate::redirect;
+use crate::{envoy, redirect};
 
 /// Whether this process may do what converging takes: rules and routes, files that belong to the
 /// sidecars' group, and, where enmesh runs the sidecars itself, children under another user.
@@ -27,6 +27,14 @@ pub(super) fn capabilities(supervises: bool) -> Result<(), ConvergeError> {
         |capability: &&Capability| matches!(caps::has_cap(None, CapSet::Effective, **capability), Ok(false));
     let missing: Vec<String> = needed.filter(lacks).map(ToString::to_string).collect();
     if missing.is_empty() { Ok(()) } else { Err(ConvergeError::Capabilities { missing: missing.join(", ") }) }
+}
+
+/// Whether the kernel lets as many sidecars watch their files as `plan` has. They share a user, and
+/// Envoy aborts when that user's inotify instances are used up.
+pub(super) fn watches(plan: &Plan) -> Option<ConvergeError> {
+    let limit = fs::read_to_string("/proc/sys/fs/inotify/max_user_instances").ok()?.trim().parse().ok()?;
+    let needed = plan.services.len() * envoy::INOTIFY_INSTANCES;
+    (needed > limit).then_some(ConvergeError::Watches { sidecars: plan.services.len(), needed, limit })
 }
 
 /// Every reason not to converge on `plan`.
