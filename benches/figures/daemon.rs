@@ -24,9 +24,8 @@ const MANY: u32 = 100;
 /// ground.
 const SIDECAR_KB: u64 = 80 * 1024;
 
-/// inotify instances of one sidecar, beside one for each service of the mesh: five were seen. An
-/// Envoy that gets none aborts, and all sidecars have one user.
-const SIDECAR_WATCHES: u64 = 6;
+/// inotify instances that are left to others of the sidecars' user, who has none usually.
+const SPARE_WATCHES: u64 = 4;
 
 /// From the service file's rename to a sidecar that is live, against Envoy's own start.
 pub fn file_to_live() -> Answer {
@@ -136,7 +135,8 @@ pub fn at_rest() -> Answer {
 fn fitting() -> Result<u32, Box<dyn Error>> {
     let memory = line_of(&fs::read_to_string("/proc/meminfo")?, "MemAvailable:") / SIDECAR_KB;
     let watches: u64 = fs::read_to_string("/proc/sys/fs/inotify/max_user_instances")?.trim().parse()?;
-    let fit = |count: &u64| *count <= memory && count * (SIDECAR_WATCHES + count) <= watches;
+    let each = u64::try_from(enmesh::envoy::INOTIFY_INSTANCES)?;
+    let fit = |count: &u64| *count <= memory && count * each + SPARE_WATCHES <= watches;
     Ok(u32::try_from((1..=u64::from(MANY)).take_while(fit).last().unwrap_or(1))?)
 }
 

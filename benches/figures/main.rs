@@ -1,7 +1,7 @@
 //! Figures, side by side with how the same is done today. `make bench` runs all of them,
 //! `cargo bench --bench figures -- apply` those whose name has `apply` in it.
 //!
-//! It needs root and takes itself into a network namespace of its own before anything else, so that
+//! It needs root and takes itself into a network namespace of its own before each figure, so that
 //! nothing here can reach the host's rules. Everything compared is run in turns (one round: each
 //! way once, the order rotating), so that a slow moment of the machine hits all ways alike; ratios
 //! are medians of the rounds' own ratios.
@@ -43,14 +43,15 @@ const FIGURES: [Figure; 6] = [
 
 fn main() -> ExitCode {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    if let Err(error) = space::enter_own_namespace() {
-        eprintln!("error: {error}");
-        return ExitCode::from(77);
-    }
     let mut code = ExitCode::SUCCESS;
     for (name, measure) in FIGURES {
         if !wanted.is_empty() && !wanted.iter().any(|word| name.contains(word.as_str())) {
             continue;
+        }
+        // One of its own each: what one figure leaves behind is foreign to the next.
+        if let Err(error) = space::enter_own_namespace() {
+            eprintln!("error: {error}");
+            return ExitCode::from(77);
         }
         match measure() {
             Ok(table) => println!("{table}"),
