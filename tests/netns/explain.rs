@@ -44,9 +44,9 @@ fn expected(flow: &Flow, verdict: &Verdict) -> Seen {
         Verdict::Direct if chance::is_behind(ip) => (Place::Behind, range::ANY_PORT),
         Verdict::Direct => (Place::Peer, range::ANY_PORT),
     };
-    // Only a redirection keeps the destination where the other side can ask for it.
-    let redirected = matches!(verdict, Verdict::Redirected { .. }) && flow.transport == Transport::Tcp;
-    Seen::At { place, port, original: redirected.then_some(flow.to) }
+    // What was changed on the way keeps the destination where the other side can ask for it.
+    let changed = *verdict != Verdict::Direct && flow.transport == Transport::Tcp;
+    Seen::At { place, port, original: changed.then_some(flow.to) }
 }
 
 #[test]
@@ -83,9 +83,11 @@ fn the_answer_is_what_the_kernel_does() {
             *rules.entry(rule).or_default() += 1;
             let expected = expected(flow, &decision.verdict);
             if seen != expected {
-                wrong.push(format!(
-                    "policy {number}: {flow:?}\n  {decision:?}\n  should be {expected:?}, is {seen:?}\n{text}"
-                ));
+                let what = format!(
+                    "policy {number}: {flow:?}\n  {decision:?}\n  should be {expected:?}, is {seen:?}"
+                );
+                eprintln!("{what}");
+                wrong.push(format!("{what}\n{text}"));
             }
             // An interface that no rule names is as good as none.
             if let Origin::Outside(Some(_)) = flow.origin

@@ -86,7 +86,7 @@ impl Range {
             (&host, "eth0", &["10.9.0.2/24", "10.9.0.22/24", "fd09::2/64 nodad"]),
             (&host, "eth1", &["10.8.0.2/24", "fd08::2/64 nodad"]),
             (&host, "br0", &["172.17.0.1/24", "fd17::1/64 nodad"]),
-            (&peer, "eth0", &["10.9.0.1/24", "fd09::1/64 nodad"]),
+            (&peer, "eth0", &["10.9.0.1/24", "10.9.0.11/24", "fd09::1/64 nodad"]),
             (&peer, "eth1", &["10.8.0.1/24", "fd08::1/64 nodad"]),
         ];
         for (space, link, all) in addresses {
