@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use enmesh::base::exec;
 use host_bed::{Bed, LIMIT, SOON};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 /// How often each change is made.
@@ -207,4 +208,33 @@ fn a_quarrel_is_bounded_and_won() {
     thread::sleep(Duration::from_secs(1));
     assert!(wakes(&bed) - before <= 1);
     times_of(&bed, "flush ruleset");
+}
+
+/// More happens than the kernel keeps for a daemon that does not get to run: it is told that it missed
+/// something, and looks.
+#[test]
+fn what_was_missed_is_looked_after() {
+    let bed = settled();
+    let right = table(&bed);
+    bed.nft(&["-f", "-"], "add table inet other; add set inet other s { type ipv4_addr; }").unwrap();
+    bed.signal(Signal::SIGSTOP);
+    for part in 0..8_u32 {
+        let elements: Vec<String> = (0..30_000)
+            .map(|n| std::net::Ipv4Addr::from_bits(part << 24 | 0x1000_0000 | n).to_string())
+            .collect();
+        bed.nft(&["-f", "-"], &format!("add element inet other s {{ {} }}", elements.join(","))).unwrap();
+    }
+    bed.nft(&["delete", "table", "inet", "enmesh"], "").unwrap();
+    bed.signal(Signal::SIGCONT);
+    let back = host_bed::until("the table's return", SOON, || {
+        let now = table(&bed);
+        if now == right { Ok(()) } else { Err(now) }
+    });
+    back.unwrap_or_else(|e| panic!("{e}\n{}", bed.log()));
+    host_bed::until("the report", SOON, || {
+        let log = bed.log();
+        if log.contains("account of it was cut") { Ok(()) } else { Err(log) }
+    })
+    .unwrap();
+    assert_eq!(repaired(&bed), 1);
 }
