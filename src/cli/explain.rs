@@ -27,7 +27,7 @@ pub struct Explain {
     #[command(flatten)]
     who: Who,
     /// The interface that it comes in by, with --from
-    #[arg(long, value_name = "NAME", requires = "from")]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["uid", "user", "pid"])]
     interface: Option<String>,
     /// UDP instead of TCP
     #[arg(long)]

@@ -74,7 +74,11 @@ pub fn table(status: &Value) -> String {
         let what: Vec<String> = at(last, "/what").as_array().into_iter().flatten().map(word).collect();
         let by = at(last, "/by").as_str().unwrap_or("somebody");
         let times = if repaired == 1 { "once".to_owned() } else { format!("{repaired} times") };
-        let still = if at(last, "/contested") == &Value::Bool(true) { ", and often" } else { "" };
+        let still = if at(last, "/contested") == &Value::Bool(true) {
+            ", which held it back by doing so often"
+        } else {
+            ""
+        };
         let _ = writeln!(text, "rules set again {times}; last after {by}{still}: {}", what.join("; "));
     }
     let Some(services) = at(status, "/services").as_object() else { return text };

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::time::SystemTime;
 
 use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt};
 
 use super::adapters::Adapters;
 use super::error::ConvergeError;
@@ -54,6 +55,9 @@ pub struct Outcome {
     /// What went wrong, each fault of one service or of the host.
     pub faults: Vec<Fault>,
 }
+
+/// How many sidecars are brought up side by side: each has its documents in memory meanwhile.
+const AT_ONCE: usize = 8;
 
 /// What an engine is opened for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -174,8 +178,8 @@ impl Engine {
     /// Nothing is touched when the host is not fit for it (see `preflight`). Else in this order: what
     /// was given out is remembered, so that no crash gives it out twice; the rules come up with only those sidecars live that are so already, so that what is not yet in
     /// the mesh is closed rather than in the clear; each sidecar gets its certificates and files,
-    /// starts, and is live; the rules let traffic to it; sidecars that no plan knows any more end;
-    /// the generation is recorded.
+    /// starts, and is live; the rules let traffic to it, and it is asked whether it took everything up;
+    /// sidecars that no plan knows any more end; the generation is recorded.
     pub async fn converge(&mut self, intent: Intent) -> Outcome {
         let Intent { config, plan, view, .. } = intent;
         let mut faults = match preflight::check(&plan) {
@@ -195,11 +199,12 @@ impl Engine {
 
         let around = self.around();
         let ups = plan.services.values().map(|service| around.bring_up(&plan, service));
-        let statuses = join_all(ups).await;
+        let statuses: Vec<SidecarStatus> = stream::iter(ups).buffered(AT_ONCE).collect().await;
         faults.extend(statuses.iter().filter_map(|status| status.fault.clone()));
         self.sidecars = plan.services.keys().cloned().zip(statuses).collect();
 
         keep(&mut faults, self.apply_rules(&plan).await);
+        faults.extend(self.verify(&plan).await);
         keep(&mut faults, self.names.serve(&plan.dns, self.adapters.systemd.as_ref()).await);
         faults.extend(self.end_unplanned(&plan).await);
         self.remember(&config, &plan);
@@ -207,6 +212,27 @@ impl Engine {
         keep(&mut faults, self.state.save(&self.root));
         self.plan = Some(plan);
         Outcome { faults }
+    }
+
+    /// Asks those Envoys that were started in this round whether they took everything up.
+    async fn verify(&mut self, plan: &Plan) -> Vec<Fault> {
+        let started = |id: &ServiceId| {
+            self.sidecars.get(id).is_some_and(|status| status.phase == Phase::Live && !status.verified)
+        };
+        let services: Vec<_> = plan.services.values().filter(|service| started(&service.id)).collect();
+        let around = self.around();
+        let asked = services.iter().map(|service| around.verify(plan, service));
+        let answers: Vec<_> = stream::iter(asked).buffered(AT_ONCE).collect().await;
+        let mut faults = Vec::new();
+        for (service, answer) in services.into_iter().zip(answers) {
+            let status = self.sidecars.entry(service.id.clone()).or_default();
+            status.verified = answer.is_ok();
+            if let Err(fault) = answer {
+                status.fault = Some(fault.clone());
+                faults.push(fault);
+            }
+        }
+        faults
     }
 
     fn around(&self) -> Around<'_> {

@@ -117,12 +117,15 @@ fn outbound(plan: &Plan, flow: &Flow, lead: &Lead) -> Vec<String> {
         lines.push(format!("it is passed on to {} in the clear: no service of the mesh is there", flow.to));
         return lines;
     };
+    let dialled = lead.chain != name.as_str();
     let instances: Vec<String> = plan
         .mesh
         .services
         .get(name)
         .into_iter()
         .flat_map(|service| &service.instances)
+        // Who dials an instance gets that one; behind a virtual IP stand all.
+        .filter(|instance| !dialled || instance.address == flow.to.ip())
         .map(|instance| SocketAddr::new(instance.address, instance.port).to_string())
         .collect();
     let identity = plan.mesh.spiffe_id(name);
@@ -146,8 +149,7 @@ fn inbound(plan: &Plan, id: &ServiceId) -> Vec<String> {
         .collect();
     let callers = if callers.is_empty() { "nobody".to_owned() } else { callers.join(", ") };
     let mut lines = vec![format!("it demands mutual TLS; who may call: {callers}")];
-    lines.extend(
-        service.port.map(|port| format!("then cluster `local_app`: the application at 127.0.0.1:{port}")),
-    );
+    lines
+        .extend(service.port.map(|port| format!("cluster `local_app`: the application at 127.0.0.1:{port}")));
     lines
 }

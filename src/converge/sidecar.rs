@@ -47,6 +47,9 @@ pub struct SidecarStatus {
     /// When its certificate is to be renewed.
     #[serde(skip)]
     pub renew_at: Option<SystemTime>,
+    /// Whether Envoy was asked what it took up.
+    #[serde(skip)]
+    pub verified: bool,
     /// Its last error.
     pub fault: Option<Fault>,
 }
@@ -59,6 +62,7 @@ impl Default for SidecarStatus {
             restarts: 0,
             certificate_expires: None,
             renew_at: None,
+            verified: false,
             fault: None,
         }
     }
@@ -106,16 +110,18 @@ impl Around<'_> {
             credentials.not_after.duration_since(SystemTime::UNIX_EPOCH).ok().map(|d| d.as_secs());
         status.renew_at = Some(ca::renew_at(&credentials, ca::jitter(&credentials)));
         let published = self.publisher.publish(service, &plan.mesh, Some(&credentials)).await?;
+        status.verified = published.verified;
         // Looked at before one that runs is ended for it.
         envoy::Programs::default().find(&service.sidecar.program)?;
         let spec = envoy::unit_spec(service, self.root)?;
         self.units.start_until(&spec, Box::pin(self.until_live(service))).await?;
-        self.wait_live(service).await?;
-        if !published.verified {
-            // Now that Envoy is there, it is asked whether it took everything up.
-            self.publisher.publish(service, &plan.mesh, Some(&credentials)).await?;
-        }
-        Ok(())
+        self.wait_live(service).await
+    }
+
+    /// Asks an Envoy that was started for it whether it took everything up.
+    pub async fn verify(&self, plan: &Plan, service: &ServicePlan) -> Result<(), Fault> {
+        let published = self.publisher.publish(service, &plan.mesh, None).await;
+        published.map(drop).map_err(|fault| fault.of_service(&service.id))
     }
 
     async fn until_live(&self, service: &ServicePlan) {

@@ -54,7 +54,7 @@ pub struct Repair {
     pub what: Vec<String>,
     /// Who did it, where the kernel says so.
     pub by: Option<String>,
-    /// Whether it happens so often that repairs hold back.
+    /// Whether it came so often that the repair held back.
     pub contested: bool,
 }
 
