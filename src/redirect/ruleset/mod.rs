@@ -57,6 +57,7 @@ use ipnet::IpNet;
 
 pub use build::ALWAYS_BYPASSED;
 pub(super) use build::build;
+pub(super) use chains::RAW;
 
 use crate::plan::Generation;
 
