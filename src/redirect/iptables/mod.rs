@@ -28,7 +28,6 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::path::Path;
 
-pub(super) use compile::PREFIX;
 use compile::{Table, compile};
 use diff::Wordings;
 pub(super) use line::Family;

@@ -105,7 +105,7 @@ impl Tool {
     ///
     /// # Errors
     /// As [`Tool::save`].
-    pub fn read(self, family: Family) -> Result<Shapes, RedirectError> {
+    pub(super) fn read(self, family: Family) -> Result<Shapes, RedirectError> {
         self.save(family).map(|text| saved(&text))
     }
 

@@ -48,7 +48,7 @@ mod chains;
 mod change;
 pub(super) mod json;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 pub(super) mod text;
 
 use std::net::{IpAddr, SocketAddr};
