@@ -44,8 +44,8 @@ pub enum RedirectError {
         /// The first of the differences.
         differences: Vec<String>,
     },
-    /// `nft` could not be run to its end.
-    #[error("cannot run `nft`: {message}")]
+    /// `nft` or iptables could not be run to its end.
+    #[error("cannot run the packet filter's program: {message}")]
     NotRun {
         /// Why.
         message: String,
@@ -70,6 +70,32 @@ pub enum RedirectError {
         /// The system's answer.
         source: std::io::Error,
     },
+    /// No iptables in the system's folders.
+    #[error("the program `{program}` is not installed")]
+    NoIptables {
+        /// What was looked for.
+        program: String,
+    },
+    /// The kernel or iptables does not know something that the rules need.
+    #[error("iptables lacks something that the rules need: {missing}")]
+    IptablesLacks {
+        /// What, in its words.
+        missing: String,
+    },
+    /// iptables refused for another reason.
+    #[error("iptables refused the rules: {message}")]
+    IptablesRefused {
+        /// Its words.
+        message: String,
+    },
+    /// Rules were set in part, and could not be put back.
+    #[error("the rules are set in part: {first}; and those of before could not be put back: {second}")]
+    HalfSet {
+        /// Why the rest was not set.
+        first: String,
+        /// Why the rules of before could not be put back.
+        second: String,
+    },
     /// The recording driver was told to fail.
     #[error("told to fail: {0}")]
     Told(String),
@@ -91,6 +117,10 @@ impl Explain for RedirectError {
             RedirectError::Drifted { .. } => "ENM-R011",
             RedirectError::Contested { .. } => "ENM-R012",
             RedirectError::NoWatch { .. } => "ENM-R013",
+            RedirectError::NoIptables { .. } => "ENM-R014",
+            RedirectError::IptablesLacks { .. } => "ENM-R015",
+            RedirectError::IptablesRefused { .. } => "ENM-R016",
+            RedirectError::HalfSet { .. } => "ENM-R017",
         }
     }
 
@@ -120,7 +150,7 @@ impl Explain for RedirectError {
                 "see `nft -j list table inet enmesh`; a wrapper or a much newer `nft` may stand in the way"
             }
             RedirectError::ReadBack { .. } => {
-                "something else may edit the table `inet enmesh`; `nft monitor` shows who"
+                "something else may edit the table `inet enmesh` or the chains `ENMESH_*`; `nft monitor` shows who"
             }
             RedirectError::NotRun { .. } => {
                 "try again; it may have been killed half-way, which leaves either the old rules or the new"
@@ -137,6 +167,22 @@ impl Explain for RedirectError {
                 "rules that others change are set again only when something else happens; let AF_NETLINK \
                  sockets through (RestrictAddressFamilies=)"
             }
+            RedirectError::NoIptables { .. } => {
+                "install the package `iptables` (both `iptables-restore` and `ip6tables-restore` are needed), or \
+                 better `nftables`"
+            }
+            RedirectError::IptablesLacks { .. } => {
+                "the matches addrtype, comment, conntrack, multiport and owner and the targets CT, DNAT, REDIRECT and \
+                 REJECT are needed, for IPv4 and IPv6; `modprobe` the missing module (xt_…), or install the \
+                 distribution's full kernel"
+            }
+            RedirectError::IptablesRefused { .. } => {
+                "the rules from before are in force; `enmesh render iptables` shows all lines"
+            }
+            RedirectError::HalfSet { .. } => {
+                "what refuses is set before what redirects, so nothing goes in the clear; \
+                 `enmesh apply` again, and `iptables-save` shows what is there"
+            }
             RedirectError::Told(_) => "this driver is for tests",
         }
         .to_owned()
@@ -144,9 +190,11 @@ impl Explain for RedirectError {
 
     fn class(&self) -> Class {
         match self {
-            RedirectError::NoNft | RedirectError::NoJson | RedirectError::KernelLacks { .. } => {
-                Class::Unavailable
-            }
+            RedirectError::NoNft
+            | RedirectError::NoJson
+            | RedirectError::KernelLacks { .. }
+            | RedirectError::NoIptables { .. }
+            | RedirectError::IptablesLacks { .. } => Class::Unavailable,
             RedirectError::NotPermitted => Class::Privilege,
             _ => Class::Failed,
         }

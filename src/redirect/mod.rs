@@ -12,6 +12,7 @@
 mod error;
 mod explain;
 mod foreign;
+mod iptables;
 mod nftables;
 mod recorded;
 mod ruleset;
@@ -24,6 +25,7 @@ use serde::Serialize;
 pub use error::RedirectError;
 pub use explain::{Decision, Flow, Origin, Transport, Verdict, concerned, explain};
 pub use foreign::{Foreign, foreign};
+pub use iptables::{Flavour, Iptables};
 pub use nftables::Nftables;
 pub use recorded::{Call, Recorded};
 pub use ruleset::{ALWAYS_BYPASSED, DRAIN_MARK, GENERATION_MARK, TABLE};
@@ -51,6 +53,15 @@ pub fn render_json(policy: &RedirectPolicy, live: &BTreeSet<ServiceId>) -> Strin
         ruleset::json::replace(&ruleset::build(policy, live))
     };
     format!("{document:#}\n")
+}
+
+/// The same for iptables: the documents that `iptables-restore --noflush` and `ip6tables-restore --noflush` take
+/// where no rules of ours are. Needs no privilege and no iptables.
+pub fn render_iptables(policy: &RedirectPolicy, live: &BTreeSet<ServiceId>) -> [String; 2] {
+    if policy.is_empty() {
+        return [String::new(), String::new()];
+    }
+    iptables::render(&ruleset::build(policy, live))
 }
 
 /// What the rules shall be: the policy, and which sidecars are live right now.

@@ -3,7 +3,7 @@
 //! not this one; a test holds the answers against what the kernel does.
 
 mod reasons;
-mod walk;
+pub(super) mod walk;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};

@@ -8,7 +8,7 @@ use crate::redirect::ruleset::{Chain, Hook, Operand, Part, Ruleset, Selector, Va
 
 /// The packet, as far as rules look at it.
 #[derive(Debug, Clone)]
-pub(super) struct Packet {
+pub(in crate::redirect) struct Packet {
     uid: Option<u32>,
     interface: Option<String>,
     protocol: &'static str,
@@ -51,7 +51,7 @@ impl Packet {
 
 /// How the walk through a base chain ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum End {
+pub(in crate::redirect) enum End {
     Accept,
     Refuse,
     Redirect(u16),
@@ -60,7 +60,7 @@ pub(super) enum End {
 
 /// Where it ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Stop {
+pub(in crate::redirect) struct Stop {
     pub end: End,
     pub chain: &'static str,
     /// The rule's comment.
@@ -69,7 +69,12 @@ pub(super) struct Stop {
 
 /// What the chain at this hook, of NAT or not, says; `None` when it lets the packet through in silence.
 /// There is one such chain at most, but for those that only choose the zone of conntrack and say nothing.
-pub(super) fn base_chain(rules: &Ruleset, hook: Hook, nat: bool, packet: &Packet) -> Option<Stop> {
+pub(in crate::redirect) fn base_chain(
+    rules: &Ruleset,
+    hook: Hook,
+    nat: bool,
+    packet: &Packet,
+) -> Option<Stop> {
     let at_hook = |chain: &&Chain| chain.base.is_some_and(|base| base.hook == hook && base.nat == nat);
     rules.chains.iter().filter(at_hook).find_map(|chain| walk(rules, chain, packet))
 }

@@ -14,7 +14,7 @@ use crate::config::{Ipv6Policy, OnProxyFailure};
 use crate::plan::{DnsCapture, InboundCapture, OutboundCapture, RedirectPolicy};
 
 /// Before conntrack (-200), so that its zone can still be chosen.
-const RAW: i32 = -300;
+pub(in crate::redirect) const RAW: i32 = -300;
 /// Behind Docker's -100, before firewalld's -90.
 pub(super) const REDIRECT: i32 = -99;
 /// Behind NAT in output (-100 and ours), before the filters of others (0).

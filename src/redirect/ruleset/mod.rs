@@ -48,7 +48,7 @@ mod chains;
 mod change;
 pub(super) mod json;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 pub(super) mod text;
 
 use std::net::{IpAddr, SocketAddr};
@@ -57,6 +57,7 @@ use ipnet::IpNet;
 
 pub use build::ALWAYS_BYPASSED;
 pub(super) use build::build;
+pub(super) use chains::RAW;
 
 use crate::plan::Generation;
 

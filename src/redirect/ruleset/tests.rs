@@ -141,7 +141,7 @@ fn bypass() -> impl Strategy<Value = Bypasses> {
         .prop_map(|(ports, cidrs)| Bypasses { ports, cidrs })
 }
 
-fn policies() -> impl Strategy<Value = (RedirectPolicy, BTreeSet<ServiceId>)> {
+pub(in crate::redirect) fn policies() -> impl Strategy<Value = (RedirectPolicy, BTreeSet<ServiceId>)> {
     let ipv6 = prop::sample::select(vec![Ipv6Policy::Redirect, Ipv6Policy::Refuse, Ipv6Policy::Allow]);
     let failure =
         prop::sample::select(vec![OnProxyFailure::Closed, OnProxyFailure::Sealed, OnProxyFailure::Open]);
@@ -180,7 +180,7 @@ fn policies() -> impl Strategy<Value = (RedirectPolicy, BTreeSet<ServiceId>)> {
     )
 }
 
-fn empty() -> RedirectPolicy {
+pub(in crate::redirect) fn empty() -> RedirectPolicy {
     RedirectPolicy {
         generation: Generation { number: 3, hash: "abc".to_owned() },
         bypass_uids: BTreeSet::from([102, 5995]),
@@ -196,7 +196,7 @@ fn empty() -> RedirectPolicy {
 }
 
 /// Destinations worth trying under a policy: what stands in it, and something else.
-fn destinations(policy: &RedirectPolicy) -> Vec<(IpAddr, u16)> {
+pub(in crate::redirect) fn destinations(policy: &RedirectPolicy) -> Vec<(IpAddr, u16)> {
     let mut all: Vec<(IpAddr, u16)> = policy.mesh_instances.iter().copied().collect();
     for capture in policy.outbound.values() {
         all.extend(capture.bypass.cidrs.iter().map(|net| (net.addr(), 80)));

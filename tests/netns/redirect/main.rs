@@ -6,6 +6,8 @@
 //! measurement.
 
 #[cfg(test)]
+mod drivers;
+#[cfg(test)]
 mod kernel;
 #[cfg(test)]
 mod lab;

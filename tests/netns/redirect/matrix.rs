@@ -1,8 +1,8 @@
-//! Traffic cases, one a row. The numbers are those of the project's acceptance list; a letter makes
+//! Traffic cases, one a row, for every driver. The numbers are those of the project's acceptance list; a letter makes
 //! a case of our own next to it.
 
 use enmesh::config::{Ipv6Policy, OnProxyFailure};
-use enmesh::redirect::{Desired, Firewall, Nftables};
+use enmesh::redirect::{Desired, Firewall};
 
 use crate::lab::{Lab, Outcome};
 use crate::worlds::{
@@ -35,10 +35,13 @@ enum Expect {
 use Expect::{At, Refused};
 use Source::{Host, HostUdp, Peer, PeerUdp};
 
+/// Makes the driver under test.
+type Driver = fn() -> Box<dyn Firewall>;
+
 type Row = (&'static str, Source, &'static str, Expect);
 
 /// Puts a driver through rows, with `desired` in force, and reports all that fail.
-fn check(driver: fn() -> Box<dyn Firewall>, desired: Desired, rows: &[Row]) {
+fn check(driver: Driver, desired: Desired, rows: &[Row]) {
     let lab = Lab::new();
     lab.host.run(move || driver().apply(&desired)).unwrap_or_else(|fault| panic!("{fault}"));
     let mut wrong = Vec::new();
@@ -75,12 +78,7 @@ fn without_scope(address: &str) -> String {
     }
 }
 
-fn nftables() -> Box<dyn Firewall> {
-    Box::new(Nftables::new())
-}
-
-#[test]
-fn users_with_live_sidecars() {
+fn users_with_live_sidecars(driver: Driver) {
     let rows: &[Row] = &[
         ("1", Host(APP), "240.0.0.1:80", At("out")),
         ("1b", Host(OTHER), "240.0.0.1:80", At("out2")),
@@ -123,21 +121,19 @@ fn users_with_live_sidecars() {
         ("64b", PeerUdp, "10.9.0.2:9999", At("host")),
         ("86b virtual IP over UDP", HostUdp(APP), "240.0.0.1:9999", Refused),
     ];
-    check(nftables, live(two_users()), rows);
+    check(driver, live(two_users()), rows);
 }
 
-#[test]
-fn link_local() {
+fn link_local(driver: Driver) {
     let lab = Lab::new();
-    lab.host.run(|| nftables().apply(&live(whole_host()))).unwrap();
+    lab.host.run(move || driver().apply(&live(whole_host()))).unwrap();
     let index = lab.host.run(|| nix::net::if_::if_nametoindex("eth0")).unwrap();
     let to = std::net::SocketAddrV6::new("fe80::1".parse().unwrap(), 80, 0, index);
     let got = lab.host.dial(APP, to.into());
     assert!(matches!(&got, Outcome::Reached { who, .. } if who == "peer"), "row 18: {got:?}");
 }
 
-#[test]
-fn the_whole_host() {
+fn the_whole_host(driver: Driver) {
     let rows: &[Row] = &[
         ("1", Host(APP), "240.0.0.1:80", At("out")),
         ("2", Host(APP), "10.9.0.1:80", At("out")),
@@ -153,11 +149,10 @@ fn the_whole_host() {
         ("42c every port but the service's", Peer, "10.9.0.2:9100", At("metrics")),
         ("64", HostUdp(0), "10.9.0.1:9999", At("peer")),
     ];
-    check(nftables, live(whole_host()), rows);
+    check(driver, live(whole_host()), rows);
 }
 
-#[test]
-fn every_port_as_in_legacy_files() {
+fn every_port_as_in_legacy_files(driver: Driver) {
     let rows: &[Row] = &[
         ("38", Peer, "10.9.0.2:8080", At("in")),
         ("38c any port", Peer, "10.9.0.2:5353", At("in")),
@@ -172,11 +167,10 @@ fn every_port_as_in_legacy_files() {
         ("1c", Host(OTHER), "240.0.0.1:80", At("out2")),
         ("1d", Host(NOBODY), "240.0.0.1:80", At("out")),
     ];
-    check(nftables, live(legacy()), rows);
+    check(driver, live(legacy()), rows);
 }
 
-#[test]
-fn bypassed_interfaces() {
+fn bypassed_interfaces(driver: Driver) {
     let policy = with(
         two_users(),
         |_| (),
@@ -190,11 +184,10 @@ fn bypassed_interfaces() {
         ("51", Peer, "10.9.0.2:8080", At("app")),
         ("51b only for that service", Peer, "10.9.0.2:8081", At("in2")),
     ];
-    check(nftables, live(policy), rows);
+    check(driver, live(policy), rows);
 }
 
-#[test]
-fn every_port_with_a_bypassed_interface() {
+fn every_port_with_a_bypassed_interface(driver: Driver) {
     let policy = with(
         legacy(),
         |_| (),
@@ -206,11 +199,10 @@ fn every_port_with_a_bypassed_interface() {
     );
     let rows: &[Row] =
         &[("51c", Peer, "10.9.0.2:8080", At("app")), ("51d", Peer, "10.9.0.2:8081", At("in2"))];
-    check(nftables, live(policy), rows);
+    check(driver, live(policy), rows);
 }
 
-#[test]
-fn ipv6_refused() {
+fn ipv6_refused(driver: Driver) {
     let rows: &[Row] = &[
         ("16", Host(APP), "[fd00:240::1]:80", Refused),
         ("16b", Host(APP), "[fd09::1]:80", Refused),
@@ -221,34 +213,32 @@ fn ipv6_refused() {
         ("16g inbound, IPv4", Peer, "10.9.0.2:8080", At("in")),
         ("16h a bypass", Host(APP), "[fd09::1]:3306", At("peer")),
     ];
-    check(nftables, live(ipv6(two_users(), Ipv6Policy::Refuse)), rows);
+    check(driver, live(ipv6(two_users(), Ipv6Policy::Refuse)), rows);
     let rows: &[Row] = &[
         ("16i everybody", Host(NOBODY), "[fd09::1]:80", Refused),
         ("16j everybody, IPv4", Host(NOBODY), "10.9.0.1:80", At("out")),
         ("16k every port", Peer, "[fd09::2]:8080", Refused),
         ("16l every port, bypassed", Peer, "[fd09::2]:22", At("ssh")),
     ];
-    check(nftables, live(ipv6(legacy(), Ipv6Policy::Refuse)), rows);
+    check(driver, live(ipv6(legacy(), Ipv6Policy::Refuse)), rows);
 }
 
-#[test]
-fn ipv6_allowed() {
+fn ipv6_allowed(driver: Driver) {
     let rows: &[Row] = &[
         ("17", Host(APP), "[fd09::1]:80", At("peer")),
         ("17b a virtual IP all the same", Host(APP), "[fd00:240::1]:80", Refused),
         ("17c IPv4", Host(APP), "10.9.0.1:80", At("out")),
         ("17d inbound", Peer, "[fd09::2]:8080", At("app")),
     ];
-    check(nftables, live(ipv6(two_users(), Ipv6Policy::Allow)), rows);
+    check(driver, live(ipv6(two_users(), Ipv6Policy::Allow)), rows);
     let rows: &[Row] = &[
         ("17e everybody", Host(NOBODY), "[fd09::1]:80", At("peer")),
         ("17f every port", Peer, "[fd09::2]:8080", At("app")),
     ];
-    check(nftables, live(ipv6(legacy(), Ipv6Policy::Allow)), rows);
+    check(driver, live(ipv6(legacy(), Ipv6Policy::Allow)), rows);
 }
 
-#[test]
-fn closed_while_sidecars_are_down() {
+fn closed_while_sidecars_are_down(driver: Driver) {
     let rows: &[Row] = &[
         ("21", Host(APP), "240.0.0.1:80", Refused),
         ("21b", Host(APP), "[fd00:240::1]:80", Refused),
@@ -266,7 +256,7 @@ fn closed_while_sidecars_are_down() {
         ("45d others' ports", Peer, "10.9.0.2:9100", At("metrics")),
         ("45e the sidecar's port is the sidecar's matter", Peer, "10.9.0.2:21000", At("in")),
     ];
-    check(nftables, down(two_users()), rows);
+    check(driver, down(two_users()), rows);
     let rows: &[Row] = &[
         ("21k everybody", Host(NOBODY), "10.9.0.1:9000", Refused),
         ("21l everybody, not the mesh", Host(NOBODY), "10.9.0.1:80", At("peer")),
@@ -274,11 +264,10 @@ fn closed_while_sidecars_are_down() {
         ("45f every port", Peer, "10.9.0.2:8080", Refused),
         ("45g every port, bypassed", Peer, "10.9.0.2:22", At("ssh")),
     ];
-    check(nftables, down(legacy()), rows);
+    check(driver, down(legacy()), rows);
 }
 
-#[test]
-fn one_down_does_not_fall_into_another() {
+fn one_down_does_not_fall_into_another(driver: Driver) {
     let rows: &[Row] = &[
         ("20b", Host(OTHER), "240.0.0.1:80", Refused),
         ("20c", Host(OTHER), "10.9.0.1:80", At("peer")),
@@ -286,7 +275,7 @@ fn one_down_does_not_fall_into_another() {
         ("20e", Peer, "10.9.0.2:8081", Refused),
         ("20f", Peer, "10.9.0.2:8080", At("in")),
     ];
-    check(nftables, only(legacy(), &["api"]), rows);
+    check(driver, only(legacy(), &["api"]), rows);
     let rows: &[Row] = &[
         ("20g", Host(OTHER), "10.9.0.1:80", At("out2")),
         ("20h", Host(NOBODY), "10.9.0.1:80", At("peer")),
@@ -294,11 +283,10 @@ fn one_down_does_not_fall_into_another() {
         ("20j", Peer, "10.9.0.2:8081", At("in2")),
         ("20k", Peer, "10.9.0.2:8080", Refused),
     ];
-    check(nftables, only(legacy(), &["web"]), rows);
+    check(driver, only(legacy(), &["web"]), rows);
 }
 
-#[test]
-fn sealed_while_sidecars_are_down() {
+fn sealed_while_sidecars_are_down(driver: Driver) {
     let rows: &[Row] = &[
         ("sealed", Host(APP), "10.9.0.1:80", Refused),
         ("sealed, IPv6", Host(APP), "[fd09::1]:80", Refused),
@@ -311,33 +299,31 @@ fn sealed_while_sidecars_are_down() {
         ("sealed, others", Host(NOBODY), "10.9.0.1:80", At("peer")),
         ("sealed, inbound", Peer, "10.9.0.2:8080", Refused),
     ];
-    check(nftables, down(on_failure(two_users(), OnProxyFailure::Sealed)), rows);
+    check(driver, down(on_failure(two_users(), OnProxyFailure::Sealed)), rows);
     let rows: &[Row] = &[
         ("sealed host", Host(NOBODY), "10.9.0.1:80", Refused),
         ("sealed host, sidecar", Host(PROXY), "10.9.0.1:80", At("peer")),
         ("sealed host, SSH", Peer, "10.9.0.2:22", At("ssh")),
     ];
-    check(nftables, down(on_failure(legacy(), OnProxyFailure::Sealed)), rows);
+    check(driver, down(on_failure(legacy(), OnProxyFailure::Sealed)), rows);
 }
 
-#[test]
-fn open_while_sidecars_are_down() {
+fn open_while_sidecars_are_down(driver: Driver) {
     let rows: &[Row] = &[
         ("open", Host(APP), "10.9.0.1:80", At("peer")),
         ("open, instance", Host(APP), "10.9.0.1:9000", At("peer")),
         ("open, virtual IP", Host(APP), "240.0.0.1:80", Refused),
         ("open, inbound", Peer, "10.9.0.2:8080", At("app")),
     ];
-    check(nftables, down(on_failure(two_users(), OnProxyFailure::Open)), rows);
+    check(driver, down(on_failure(two_users(), OnProxyFailure::Open)), rows);
     let rows: &[Row] = &[
         ("open host", Host(NOBODY), "10.9.0.1:9000", At("peer")),
         ("open host, inbound", Peer, "10.9.0.2:8080", At("app")),
     ];
-    check(nftables, down(on_failure(legacy(), OnProxyFailure::Open)), rows);
+    check(driver, down(on_failure(legacy(), OnProxyFailure::Open)), rows);
 }
 
-#[test]
-fn dns_of_everybody() {
+fn dns_of_everybody(driver: Driver) {
     let rows: &[Row] = &[
         ("53", HostUdp(APP), "10.9.0.1:53", At("resolver")),
         ("54", Host(APP), "10.9.0.1:53", At("resolver")),
@@ -350,16 +336,49 @@ fn dns_of_everybody() {
         ("58b", Host(CONSUL), "10.9.0.1:53", At("peer")),
         ("64", HostUdp(APP), "10.9.0.1:9999", At("peer")),
     ];
-    check(nftables, live(with_dns(&[])), rows);
+    check(driver, live(with_dns(&[])), rows);
 }
 
-#[test]
-fn dns_of_some() {
+fn dns_of_some(driver: Driver) {
     let rows: &[Row] = &[
         ("53", HostUdp(APP), "10.9.0.1:53", At("resolver")),
         ("54", Host(APP), "10.9.0.1:53", At("resolver")),
         ("53b others", HostUdp(NOBODY), "10.9.0.1:53", At("peer")),
         ("53c bypassed beats captured", HostUdp(CONSUL), "10.9.0.1:53", At("peer")),
     ];
-    check(nftables, live(with_dns(&[APP, CONSUL])), rows);
+    check(driver, live(with_dns(&[APP, CONSUL])), rows);
+}
+
+/// Every case with every driver; none is left out for any.
+macro_rules! cases {
+    ($($case:ident),* $(,)?) => {
+        cases!(nftables: $($case),*);
+        cases!(iptables_nft: $($case),*);
+        cases!(iptables_legacy: $($case),*);
+    };
+    ($driver:ident: $($case:ident),*) => {
+        mod $driver {
+            $(#[test]
+            fn $case() {
+                super::$case(crate::drivers::$driver);
+            })*
+        }
+    };
+}
+
+cases! {
+    users_with_live_sidecars,
+    link_local,
+    the_whole_host,
+    every_port_as_in_legacy_files,
+    bypassed_interfaces,
+    every_port_with_a_bypassed_interface,
+    ipv6_refused,
+    ipv6_allowed,
+    closed_while_sidecars_are_down,
+    one_down_does_not_fall_into_another,
+    sealed_while_sidecars_are_down,
+    open_while_sidecars_are_down,
+    dns_of_everybody,
+    dns_of_some,
 }
