@@ -195,8 +195,11 @@ fn rules_that_somebody_flushed_are_put_back() {
         (&["flush", "table", "inet", "enmesh"], false),
         (&["flush", "ruleset"], false),
     ] {
+        // It would repair before anybody could look.
+        bed.signal(Signal::SIGSTOP);
         bed.nft(spoil, "").unwrap();
         assert!(!bed.rules().contains("redirect to"), "{}", bed.rules());
+        bed.signal(Signal::SIGCONT);
         if by_signal {
             bed.signal(Signal::SIGHUP);
             let there = || if bed.held() == held { Ok(()) } else { Err(bed.rules()) };
@@ -217,6 +220,7 @@ fn a_route_that_somebody_removed_is_put_back() {
         || bed.namespace.run_async(|| async { enmesh::netns::our_virtual_routes().await.unwrap() }).unwrap();
     let before = routes();
     assert_eq!(before.len(), 1);
+    bed.signal(Signal::SIGSTOP);
     for net in &before {
         let net = *net;
         bed.namespace
@@ -224,6 +228,7 @@ fn a_route_that_somebody_removed_is_put_back() {
             .unwrap();
     }
     assert!(routes().is_empty());
+    bed.signal(Signal::SIGCONT);
     bed.signal(Signal::SIGHUP);
     let there = || if routes() == before { Ok(()) } else { Err("gone") };
     crate::host_bed::until("repair", SOON, there).unwrap();
