@@ -130,13 +130,13 @@ fn text_for_people() {
 fn what_is_no_flow_is_said() {
     let tree = Tree::new();
     let rows: [(&[&str], &str); 9] = [
-        (&["--user", "ghost", "db:1"], "ENM-D015"),
-        (&["--pid", "4194305", "db:1"], "ENM-D015"),
-        (&["--uid", "1", "db"], "ENM-D015"),
-        (&["--uid", "1", "elsewhere:1"], "ENM-D015"),
-        (&["--uid", "1", "::1:80"], "ENM-D015"),
-        (&["--uid", "1", ":80"], "ENM-D015"),
-        (&["--from", "::1", "10.0.0.1:80"], "ENM-D015"),
+        (&["--user", "ghost", "db:1"], "ENM-D016"),
+        (&["--pid", "4194305", "db:1"], "ENM-D016"),
+        (&["--uid", "1", "db"], "ENM-D016"),
+        (&["--uid", "1", "elsewhere:1"], "ENM-D016"),
+        (&["--uid", "1", "::1:80"], "ENM-D016"),
+        (&["--uid", "1", ":80"], "ENM-D016"),
+        (&["--from", "::1", "10.0.0.1:80"], "ENM-D016"),
         (&["db:1"], "required"),
         (&["--uid", "1", "--interface", "eth0", "db:1"], "--interface"),
     ];

@@ -155,7 +155,7 @@ impl Explain for ConvergeError {
             ConvergeError::Stranger { .. } => "ENM-D013",
             ConvergeError::Capabilities { .. } => "ENM-D014",
             ConvergeError::Watches { .. } => "ENM-D015",
-            ConvergeError::NoFlow { .. } => "ENM-D015",
+            ConvergeError::NoFlow { .. } => "ENM-D016",
         }
     }
 

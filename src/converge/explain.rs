@@ -57,7 +57,7 @@ pub fn explain(plan: &Plan, flow: Flow, mut own: BTreeSet<IpAddr>) -> Explanatio
 /// Of several addresses an IPv4 one, the lowest.
 ///
 /// # Errors
-/// `ENM-D015` the mesh has no such name.
+/// `ENM-D016` the mesh has no such name.
 pub fn address_of(plan: &Plan, host: &str) -> Result<IpAddr, Fault> {
     let literal = host.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(host);
     if let Ok(ip) = literal.parse() {
