@@ -81,20 +81,19 @@ impl CatalogRegistry {
 
     async fn put(&self, service: &Value, seen: &Seen, key: &Key) -> Result<(), ConsulError> {
         let id = id_of(service);
-        let mut body = json!({
+        // A token for the service may not touch the node; a new service starts critical; the state of
+        // one that is there is not touched.
+        let meta = (!seen.node).then(|| json!({ "synthetic-node": "true" }));
+        let new = !seen.checks.contains(&check_id(&id));
+        let first = new.then(|| check(&id, &Health::Critical("not live yet".to_owned()), key));
+        let body = json!({
             "Node": self.node.name,
             "Address": self.node.address,
-            "Service": service,
-            // A token for the service may not touch the node.
             "SkipNodeUpdate": seen.node,
+            "NodeMeta": meta,
+            "Service": service,
+            "Check": first,
         });
-        if !seen.node {
-            body["NodeMeta"] = json!({ "synthetic-node": "true" });
-        }
-        // A new one starts critical; the state of one that is there is not touched.
-        if !seen.checks.contains(&check_id(&id)) {
-            body["Check"] = check(&id, &Health::Critical("not live yet".to_owned()), key);
-        }
         match self.client.put(&Query::new("/v1/catalog/register"), Some(&body)).await {
             Ok(_) => Ok(()),
             Err(ConsulError::Denied { .. }) if !seen.node => {

@@ -148,14 +148,6 @@ impl Client {
         self.call(Method::PUT, query, body, self.0.settings.limit).await
     }
 
-    /// As [`Client::put`], for the few calls that are a `POST`.
-    ///
-    /// # Errors
-    /// See [`ConsulError`].
-    pub async fn post(&self, query: &Query, body: Option<&Value>) -> Result<Answer, ConsulError> {
-        self.call(Method::POST, query, body, self.0.settings.limit).await
-    }
-
     async fn call(
         &self,
         method: Method,

@@ -14,7 +14,9 @@ pub(super) fn fields(id: &str, wanted: &Value, is: &Value) -> Vec<String> {
     const APART: [&str; 7] = ["Check", "Checks", "Connect", "Namespace", "Partition", "Token", "Locality"];
     let mut lines = Vec::new();
     for (key, value) in wanted.as_object().into_iter().flatten() {
-        if APART.contains(&key.as_str()) {
+        // Tags that others may change are theirs.
+        let theirs = key == "Tags" && wanted.get("EnableTagOverride") == Some(&Value::Bool(true));
+        if theirs || APART.contains(&key.as_str()) {
             continue;
         }
         let key = if key == "Name" { "Service" } else { key };

@@ -12,14 +12,14 @@ mod client;
 mod compare;
 mod definition;
 mod error;
-#[cfg(test)]
-mod failures;
 mod file;
 mod gate;
 mod recorded;
 mod registry;
 mod server;
 mod settings;
+#[cfg(test)]
+mod tests;
 mod tls;
 mod transport;
 mod validate;

@@ -187,7 +187,7 @@ mod tests {
         let service = json!({ "name": "api", "id": "api", "port": 80 });
         let prepared = |service: Value, gate: &Gate| Prepared::new(&entry(service), gate).unwrap();
         let any = Gate::default();
-        let first = prepared(service.clone(), &any);
+        let first = prepared(service, &any);
         assert_eq!(prepared(json!({ "port": 80, "id": "api", "name": "api" }), &any).hash, first.hash);
         assert_eq!(mark_of(&first.http), Some(first.hash.as_str()));
         assert_ne!(prepared(json!({ "name": "api", "id": "api", "port": 81 }), &any).hash, first.hash);

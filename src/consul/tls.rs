@@ -190,6 +190,8 @@ impl Ready {
                 | AlertDescription::CertificateUnknown
                 | AlertDescription::UnknownCA
                 | AlertDescription::AccessDenied => ConsulError::ClientCertificate { server, given },
+                // A certificate of a CA that only has the right name.
+                AlertDescription::DecryptError if given => ConsulError::ClientCertificate { server, given },
                 AlertDescription::HandshakeFailure if asked => {
                     ConsulError::ClientCertificate { server, given }
                 }

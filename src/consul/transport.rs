@@ -8,7 +8,7 @@ use std::io;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::Bytes;
+use hyper::body::{Body, Bytes};
 use hyper::header::{HeaderMap, HeaderValue};
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
@@ -125,12 +125,12 @@ impl Transport {
         let exchange = async {
             let response = sender.send_request(request).await.map_err(|error| broken(&error))?;
             let (parts, body) = response.into_parts();
+            let too_large = || ConsulError::TooLarge { what: what.clone(), limit: BODY_LIMIT };
+            if body.size_hint().lower() > BODY_LIMIT as u64 {
+                return Err(too_large());
+            }
             let body = Limited::new(body, BODY_LIMIT).collect().await.map_err(|error| {
-                if error.is::<LengthLimitError>() {
-                    ConsulError::TooLarge { what: what.clone(), limit: BODY_LIMIT }
-                } else {
-                    broken(error.as_ref())
-                }
+                if error.is::<LengthLimitError>() { too_large() } else { broken(error.as_ref()) }
             })?;
             Ok(Reply {
                 status: parts.status.as_u16(),

@@ -1,10 +1,16 @@
 //! The room `consul` against a real Consul 1.8.7, one in a namespace of each test's own. Needs root.
-#![allow(clippy::expect_used, clippy::unwrap_used, clippy::indexing_slicing, reason = "in a test a failure is a panic")]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "in a test a failure is a panic"
+)]
 
 #[path = "../support/consul_bed.rs"]
 mod bed;
 
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bed::{Agent, api, entry, gate, scene};
@@ -57,11 +63,20 @@ fn a_registration_comes_stays_changes_and_goes() {
             ["+ service api-1", "+ service api-1-sidecar-proxy"]
         );
         let outcome = registry.register(&wanted).await.unwrap();
-        assert_eq!(codes(&outcome.warnings), ["ENM-K050"], "the mode, and nothing else: {:?}", outcome.warnings);
+        assert_eq!(
+            codes(&outcome.warnings),
+            ["ENM-K050"],
+            "the mode, and nothing else: {:?}",
+            outcome.warnings
+        );
         let sidecar = agent.ask(&client, "/v1/agent/service/api-1-sidecar-proxy").await;
-        assert_eq!((&sidecar["Port"], &sidecar["Proxy"]["DestinationServiceID"]), (&json!(21005), &json!("api-1")));
+        assert_eq!(
+            (&sidecar["Port"], &sidecar["Proxy"]["DestinationServiceID"]),
+            (&json!(21005), &json!("api-1"))
+        );
         assert_eq!(check_ids(&client).await.len(), 4);
-        settle(&client, "/v1/catalog/service/api-sidecar-proxy", |body| body[0]["ServicePort"] == 21005).await;
+        settle(&client, "/v1/catalog/service/api-sidecar-proxy", |body| body[0]["ServicePort"] == 21005)
+            .await;
 
         // A second time there is nothing to do, and nothing is done.
         let before = state_of(&client, "api-1").await;
@@ -81,7 +96,10 @@ fn a_registration_comes_stays_changes_and_goes() {
         changed["checks"] = json!([{ "id": "own", "ttl": "1h" }]);
         let changed = entry(changed);
         let lines = registry.register(&changed).await.unwrap().differences;
-        assert!(lines.contains(&"~ api-1: Port".to_owned()) && lines.contains(&"- check service:api-1:2".to_owned()));
+        assert!(
+            lines.contains(&"~ api-1: Port".to_owned())
+                && lines.contains(&"- check service:api-1:2".to_owned())
+        );
         assert_eq!(registry.observe(&changed).await.unwrap(), Vec::<String>::new());
         assert_eq!(
             check_ids(&client).await,
@@ -95,7 +113,8 @@ fn a_registration_comes_stays_changes_and_goes() {
         let sidecar = agent.ask(&client, "/v1/agent/service/api-1-sidecar-proxy").await;
         assert_eq!(sidecar["Service"], "shop-sidecar-proxy");
         assert_eq!(sidecar["Proxy"]["DestinationServiceName"], "shop");
-        settle(&client, "/v1/catalog/services", |it| it.get("shop").is_some() && it.get("api").is_none()).await;
+        settle(&client, "/v1/catalog/services", |it| it.get("shop").is_some() && it.get("api").is_none())
+            .await;
 
         // Gone, with its sidecar; a second time there is nothing.
         assert!(registry.deregister(&wanted.key).await.unwrap());
@@ -159,13 +178,17 @@ fn the_gate_keeps_back_what_this_server_refuses() {
         let (facts, warnings) = ServerFacts::ask(&client).await.unwrap();
         assert_eq!((facts.source, warnings), (Source::Agent, vec![]));
         assert_eq!(facts.version.unwrap().to_string(), "1.8.7");
-        assert_eq!((facts.xds_tls, facts.xds_plaintext, facts.sidecar_ports), (None, Some(8502), Some((21000, 21255))));
+        assert_eq!(
+            (facts.xds_tls, facts.xds_plaintext, facts.sidecar_ports),
+            (None, Some(8502), Some((21000, 21255)))
+        );
         assert_eq!((facts.datacenter.as_deref(), facts.node.as_deref()), (Some("dc1"), Some("vm")));
         assert!(facts.envoys.contains(&"1.14.5".to_owned()));
         assert_eq!(Gate::of(&facts), gate());
 
         // Without the gate the server refuses, and the refusal has its code.
-        let body = json!({ "Name": "x", "Connect": { "SidecarService": { "Proxy": { "Mode": "transparent" } } } });
+        let body =
+            json!({ "Name": "x", "Connect": { "SidecarService": { "Proxy": { "Mode": "transparent" } } } });
         let error = client.put(&Query::new("/v1/agent/service/register"), Some(&body)).await.unwrap_err();
         let fault = Fault::from(error);
         assert_eq!(fault.code, "ENM-K025");
@@ -288,6 +311,36 @@ fn the_file_is_written_and_read() {
     });
 }
 
+#[test]
+fn what_the_field_registers_today_is_taken() {
+    scene(json!({}), async |agent: &mut Agent| {
+        let registry = AgentRegistry::new(agent.client(), gate());
+        let vectors = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors");
+        let mut seen = 0;
+        for form in ["legacy-annotations", "legacy-plain"] {
+            for folder in fs::read_dir(vectors.join(form)).unwrap() {
+                let folder = folder.unwrap().path();
+                let config = enmesh::config::load_path(&folder.join("service-config.json"));
+                let service = enmesh::plan::registration(&config.services[0])["service"].clone();
+                let wanted = entry(service);
+                let outcome = registry.register(&wanted).await;
+                let outcome = outcome.unwrap_or_else(|fault| panic!("{}: {fault}", folder.display()));
+                let known = ["ENM-K050", "ENM-K051"];
+                assert!(codes(&outcome.warnings).iter().all(|code| known.contains(code)), "{outcome:?}");
+                assert_eq!(
+                    registry.observe(&wanted).await.unwrap(),
+                    Vec::<String>::new(),
+                    "{}",
+                    folder.display()
+                );
+                assert!(registry.deregister(&wanted.key).await.unwrap());
+                seen += 1;
+            }
+        }
+        assert_eq!(seen, 6);
+    });
+}
+
 /// Everything denied by default, as ACLs are in earnest.
 fn acl() -> Value {
     json!({ "acl": { "enabled": true, "default_policy": "deny" } })
@@ -323,7 +376,8 @@ fn the_catalog_takes_a_service_with_no_more_than_its_identity() {
 
         // The node has to be there: making it takes more.
         assert_eq!(registry.register(&wanted).await.unwrap_err().code, "ENM-K041");
-        let body = json!({ "Node": node.name, "Address": node.address, "NodeMeta": { "synthetic-node": "true" } });
+        let body =
+            json!({ "Node": node.name, "Address": node.address, "NodeMeta": { "synthetic-node": "true" } });
         operator.put(&Query::new("/v1/catalog/register"), Some(&body)).await.unwrap();
         let outcome = registry.register(&wanted).await.unwrap();
         assert_eq!(outcome.differences, ["+ service api-1", "+ service api-1-sidecar-proxy"]);
@@ -332,7 +386,10 @@ fn the_catalog_takes_a_service_with_no_more_than_its_identity() {
         // Critical until somebody says otherwise, and then it stays what was said.
         let statuses = async || {
             let body = agent.ask(&mine, "/v1/health/connect/api").await;
-            assert_eq!((&body[0]["Service"]["Port"], &body[0]["Service"]["ID"]), (&json!(21005), &json!("api-1-sidecar-proxy")));
+            assert_eq!(
+                (&body[0]["Service"]["Port"], &body[0]["Service"]["ID"]),
+                (&json!(21005), &json!("api-1-sidecar-proxy"))
+            );
             let checks = body[0]["Checks"].as_array().unwrap().clone();
             checks.iter().map(|check| check["Status"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
         };
@@ -347,7 +404,7 @@ fn the_catalog_takes_a_service_with_no_more_than_its_identity() {
         changed["tags"] = json!(["v2"]);
         registry.register(&entry(changed)).await.unwrap();
         assert_eq!(statuses().await, ["passing"]);
-        assert_eq!(registry.list().await.unwrap(), [wanted.key.clone()]);
+        assert_eq!(registry.list().await.unwrap(), std::slice::from_ref(&wanted.key));
 
         // Another service's token may not.
         let other = token_for(agent, &operator, "web").await;
@@ -362,7 +419,10 @@ fn the_catalog_takes_a_service_with_no_more_than_its_identity() {
         let outcome = registry.register(&entry(client_only)).await.unwrap();
         assert!(outcome.differences.contains(&"- service api-1-sidecar-proxy".to_owned()), "{outcome:?}");
         assert_eq!(codes(&outcome.warnings), ["ENM-K050", "ENM-K052"]);
-        assert!(registry.deregister(&wanted.key).await.unwrap() && !registry.deregister(&wanted.key).await.unwrap());
+        assert!(
+            registry.deregister(&wanted.key).await.unwrap()
+                && !registry.deregister(&wanted.key).await.unwrap()
+        );
         assert_eq!(registry.set_health(&wanted.key, &Health::Passing).await.unwrap_err().code, "ENM-K024");
     });
 }
@@ -391,7 +451,10 @@ fn tokens_and_what_they_may_not() {
         let registry = AgentRegistry::new(mine.clone(), Gate::of(&facts));
         registry.register(&wanted).await.unwrap();
         assert_eq!(registry.observe(&wanted).await.unwrap(), Vec::<String>::new());
-        settle(&operator, "/v1/catalog/service/api-sidecar-proxy", |it| it[0]["ServiceID"] == "api-1-sidecar-proxy").await;
+        settle(&operator, "/v1/catalog/service/api-sidecar-proxy", |it| {
+            it[0]["ServiceID"] == "api-1-sidecar-proxy"
+        })
+        .await;
 
         // The file carries the token, and is nobody else's to read; the reload takes more.
         let root = Root::new(agent.folder.path());

@@ -1,4 +1,5 @@
 //! A real Consul in a network namespace of its own, which goes with the test.
+#![allow(clippy::print_stdout, reason = "the log of an agent belongs to the report of a failed test")]
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -130,7 +131,7 @@ impl Agent {
 impl Drop for Agent {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("{}", self.log());
+            println!("{}", self.log());
         }
         self.kill();
     }

@@ -65,7 +65,12 @@ impl FakeConsul {
 
 type Asked = std::rc::Rc<std::cell::RefCell<Vec<String>>>;
 
-async fn answer_one<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, answer: Vec<u8>, hangs: bool, asked: Asked) {
+async fn answer_one<S: AsyncRead + AsyncWrite + Unpin>(
+    mut stream: S,
+    answer: Vec<u8>,
+    hangs: bool,
+    asked: Asked,
+) {
     let mut request = Vec::new();
     let mut buffer = [0; 4096];
     while !request.windows(4).any(|end| end == b"\r\n\r\n") {
@@ -113,6 +118,7 @@ async fn broken_answers_have_their_codes() {
         let redirect = "HTTP/1.1 301 Moved\r\nLocation: https://other/\r\nContent-Length: 0\r\n\r\n";
         let truncated = "HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n[1, 2";
         let endless = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", 1_u64 << 40);
+        let unbounded = format!("HTTP/1.1 200 OK\r\n\r\n{}", " ".repeat(33 << 20));
         let page = "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>";
         let https = "HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n";
         for (answer, code) in [
@@ -121,12 +127,13 @@ async fn broken_answers_have_their_codes() {
             ("\x15\x03\x01garbage", "ENM-K006"),
             ("", "ENM-K006"),
             (endless.as_str(), "ENM-K007"),
+            (unbounded.as_str(), "ENM-K007"),
             (page, "ENM-K033"),
             (https, "ENM-K017"),
         ] {
             let (address, _) = FakeConsul::says(answer).listen(None).await;
             let fault = fault_of(settings(&format!("http://{address}"))).await;
-            assert_eq!(fault.code, code, "{answer:?}: {fault}");
+            assert_eq!(fault.code, code, "{:.60}: {fault}", answer);
             assert!(!fault.hint.is_empty());
         }
     })
@@ -344,7 +351,8 @@ async fn tls_and_each_way_it_fails() {
 async fn a_client_certificate_opens_the_door_and_is_renewed_in_place() {
     local(async {
         let (authority, stranger) = (Authority::new(), Authority::new());
-        let (address, _) = FakeConsul::says(GOOD).listen(Some(authority.server(HERE, false, Some(&authority)))).await;
+        let (address, _) =
+            FakeConsul::says(GOOD).listen(Some(authority.server(HERE, false, Some(&authority)))).await;
         let files = authority.client("client");
         let mut settings = https(address, &authority.file("ca.pem"));
         settings.client = Some(files.clone());
