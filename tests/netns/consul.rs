@@ -13,12 +13,14 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use bed::{Agent, api, entry, gate, scene};
+use bed::{Agent, api, client_of, entry, gate, scene};
 use enmesh::base::{Fault, Root};
+use enmesh::config::ConsulConfig;
 use enmesh::consul::{
     AgentRegistry, CatalogRegistry, Client, Entry, FileRegistry, Gate, Health, Key, Node, Query, Registry,
     ServerFacts, Source, Watch,
 };
+use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use serde_json::{Value, json};
 
 fn codes(faults: &[Fault]) -> Vec<&'static str> {
@@ -474,5 +476,52 @@ fn tokens_and_what_they_may_not() {
         // Nobody: not even the version.
         let (facts, warnings) = ServerFacts::ask(&agent.client()).await.unwrap();
         assert_eq!((facts.source, codes(&warnings)), (Source::Nobody, vec!["ENM-K055"]));
+    });
+}
+
+/// A CA, and a certificate of it for 127.0.0.1 with its key, as PEM files in `folder`.
+fn certificates(folder: &Path) {
+    let mut ca = CertificateParams::default();
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca_key = KeyPair::generate().unwrap();
+    fs::write(folder.join("ca.pem"), ca.self_signed(&ca_key).unwrap().pem()).unwrap();
+    let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    let key = KeyPair::generate().unwrap();
+    let certificate = params.signed_by(&key, &Issuer::new(ca, ca_key)).unwrap();
+    fs::write(folder.join("cert.pem"), certificate.pem()).unwrap();
+    fs::write(folder.join("key.pem"), key.serialize_pem()).unwrap();
+}
+
+#[test]
+fn https_and_unix_sockets() {
+    let folder = tempfile::tempdir().unwrap();
+    certificates(folder.path());
+    let file = |name: &str| folder.path().join(name);
+    let settings = json!({
+        "ports": { "https": 8501 }, "verify_incoming_https": true,
+        "ca_file": file("ca.pem"), "cert_file": file("cert.pem"), "key_file": file("key.pem"),
+        "addresses": { "http": format!("127.0.0.1 unix://{}", file("http.sock").display()) },
+    });
+    scene(settings, async |_: &mut Agent| {
+        let settings = |address: &str| ConsulConfig {
+            address: Some(address.to_owned()),
+            ca_file: Some(file("ca.pem")),
+            ..ConsulConfig::default()
+        };
+        let ask = async |config: ConsulConfig| ServerFacts::ask(&client_of(&config)).await;
+        let code = async |config| Fault::from(ask(config).await.unwrap_err()).code;
+        let with_certificate = ConsulConfig {
+            cert_file: Some(file("cert.pem")),
+            key_file: Some(file("key.pem")),
+            ..settings("https://127.0.0.1:8501")
+        };
+        assert!(ask(with_certificate).await.is_ok());
+        assert!(ask(settings(&format!("unix://{}", file("http.sock").display()))).await.is_ok());
+        assert_eq!(code(settings("https://127.0.0.1:8501")).await, "ENM-K013");
+        assert_eq!(code(settings("http://127.0.0.1:8501")).await, "ENM-K017");
+        assert_eq!(code(settings("https://127.0.0.1:8500")).await, "ENM-K015");
+        assert_eq!(code(settings("http://127.0.0.1:9")).await, "ENM-K002");
     });
 }
