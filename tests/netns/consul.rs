@@ -367,6 +367,16 @@ async fn token_for(agent: &Agent, operator: &Client, service: &str) -> Client {
     agent.client_with(answer.body["SecretID"].as_str().unwrap())
 }
 
+/// A token that can only look: what succeeds with it has written nothing.
+async fn reader(agent: &Agent, operator: &Client) -> Client {
+    let rules = "service_prefix \"\" { policy = \"read\" } node_prefix \"\" { policy = \"read\" }";
+    let policy = json!({ "Name": "look", "Rules": rules });
+    operator.put(&Query::new("/v1/acl/policy"), Some(&policy)).await.unwrap();
+    let body = json!({ "Policies": [{ "Name": "look" }] });
+    let answer = operator.put(&Query::new("/v1/acl/token"), Some(&body)).await.unwrap();
+    agent.client_with(answer.body["SecretID"].as_str().unwrap())
+}
+
 #[test]
 fn the_catalog_takes_a_service_with_no_more_than_its_identity() {
     scene(acl(), async |agent: &mut Agent| {
@@ -402,6 +412,8 @@ fn the_catalog_takes_a_service_with_no_more_than_its_identity() {
         let before = index().await;
         assert_eq!(registry.register(&wanted).await.unwrap().differences, Vec::<String>::new());
         assert_eq!(index().await, before, "nothing was written");
+        let looking = CatalogRegistry::new(reader(agent, &operator).await, gate(), node.clone());
+        assert_eq!(looking.register(&wanted).await.unwrap().differences, Vec::<String>::new());
         let mut changed = api();
         changed["tags"] = json!(["v2"]);
         registry.register(&entry(changed)).await.unwrap();
@@ -453,6 +465,8 @@ fn tokens_and_what_they_may_not() {
         let registry = AgentRegistry::new(mine.clone(), Gate::of(&facts));
         registry.register(&wanted).await.unwrap();
         assert_eq!(registry.observe(&wanted).await.unwrap(), Vec::<String>::new());
+        let looking = AgentRegistry::new(reader(agent, &operator).await, gate());
+        assert_eq!(looking.register(&wanted).await.unwrap().differences, Vec::<String>::new());
         settle(&operator, "/v1/catalog/service/api-sidecar-proxy", |it| {
             it[0]["ServiceID"] == "api-1-sidecar-proxy"
         })
