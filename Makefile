@@ -43,6 +43,7 @@ tools-netns: tools-build
 	    'ip:iproute2:tests and demo look at their namespaces with ip' \
 	    '/etc/ssl/certs/ca-certificates.crt:ca-certificates:downloads are checked against it'
 	@scripts/fetch-envoy
+	@scripts/fetch-consul
 
 tools-host: tools-netns
 	@scripts/need \

@@ -7,6 +7,7 @@ pub mod base;
 pub mod config;
 pub mod plan;
 
+pub mod consul;
 pub mod envoy;
 pub mod mesh;
 pub mod netns;

@@ -141,7 +141,7 @@ pub(super) enum Problem {
     More { more: usize },
     #[error("inbound connections to port {port} are not captured: it is among `bypass.inbound_ports`")]
     PortBypassed { port: u16 },
-    #[error("CONSUL_HTTP_TOKEN is not used")]
+    #[error("CONSUL_HTTP_TOKEN is set: a token in the environment is seen by too many")]
     TokenVariable,
 }
 

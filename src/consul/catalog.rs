@@ -1,0 +1,310 @@
+//! Registration in the catalog, without an agent. Nobody checks health there and nothing expires:
+//! what enmesh says stays until it says something else.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use serde_json::{Map, Value, json};
+
+use super::compare::fields;
+use super::registry::{Key, Prepared, mark_of};
+use super::{Client, ConsulError, ConsulWarning, Entry, Gate, Health, Outcome, Query, Registry, segment};
+use crate::base::{Fault, LocalFuture};
+
+/// The node that services of this host are put under. It stands for no agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// Its name, unique in the datacenter.
+    pub name: String,
+    /// Its address.
+    pub address: IpAddr,
+}
+
+/// The catalog's HTTP API.
+#[derive(Debug)]
+pub struct CatalogRegistry {
+    client: Client,
+    gate: RefCell<Gate>,
+    node: Node,
+}
+
+impl CatalogRegistry {
+    /// For the servers that `client` reaches and that take what `gate` lets through.
+    pub fn new(client: Client, gate: Gate, node: Node) -> Self {
+        CatalogRegistry { client, gate: RefCell::new(gate), node }
+    }
+
+    fn wanted(&self, entry: &Entry) -> Result<Wanted, ConsulError> {
+        let prepared = Prepared::new(entry, &self.gate.borrow())?;
+        let mut warnings = prepared.warnings;
+        let mut services = vec![service(&prepared.http)];
+        match proxy(&entry.key, &prepared.http) {
+            Some(proxy) => services.push(proxy),
+            None => warnings.push(ConsulWarning::NoProxy { service: entry.key.id.to_string() }.into()),
+        }
+        Ok(Wanted { services, warnings })
+    }
+
+    async fn make(&self, entry: &Entry) -> Result<Outcome, ConsulError> {
+        let mut seen = Seen::ask(&self.client, &self.node, &entry.key).await?;
+        loop {
+            let wanted = self.wanted(entry)?;
+            let differences = seen.differences(&entry.key, &wanted);
+            match self.write(&wanted, &mut seen, entry).await {
+                Ok(()) => return Ok(Outcome { differences, warnings: wanted.warnings }),
+                // Every turn learns one more field of a short list, so this ends.
+                Err(ConsulError::UnknownField { field, .. })
+                    if self.gate.borrow_mut().learn(&field, &entry.service) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn write(&self, wanted: &Wanted, seen: &mut Seen, entry: &Entry) -> Result<(), ConsulError> {
+        for service in &wanted.services {
+            let id = id_of(service);
+            if seen.of_one(service).is_empty() {
+                continue;
+            }
+            self.put(service, seen, &entry.key).await?;
+            seen.node = true;
+            seen.services.insert(id.clone(), service.clone());
+            seen.checks.insert(check_id(&id));
+        }
+        let ids: BTreeSet<String> = wanted.services.iter().map(id_of).collect();
+        for id in seen.services.keys().filter(|id| !ids.contains(*id)) {
+            self.remove(id, &entry.key).await?;
+        }
+        Ok(())
+    }
+
+    async fn put(&self, service: &Value, seen: &Seen, key: &Key) -> Result<(), ConsulError> {
+        let id = id_of(service);
+        // A token for the service may not touch the node; a new service starts critical; the state of
+        // one that is there is not touched.
+        let meta = (!seen.node).then(|| json!({ "synthetic-node": "true" }));
+        let new = !seen.checks.contains(&check_id(&id));
+        let first = new.then(|| check(&id, &Health::Critical("not live yet".to_owned()), key));
+        let body = json!({
+            "Node": self.node.name,
+            "Address": self.node.address,
+            "SkipNodeUpdate": seen.node,
+            "NodeMeta": meta,
+            "Service": service,
+            "Check": first,
+        });
+        match self.client.put(&Query::new("/v1/catalog/register"), Some(&body)).await {
+            Ok(_) => Ok(()),
+            Err(ConsulError::Denied { .. }) if !seen.node => {
+                Err(ConsulError::Node { node: self.node.name.clone() })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn remove(&self, id: &str, key: &Key) -> Result<(), ConsulError> {
+        let mut body = json!({ "Node": self.node.name, "ServiceID": id });
+        scope(&mut body, key);
+        self.client.put(&Query::new("/v1/catalog/deregister"), Some(&body)).await.map(drop)
+    }
+
+    async fn take_out(&self, key: &Key) -> Result<bool, ConsulError> {
+        let seen = Seen::ask(&self.client, &self.node, key).await?;
+        // The sidecar first: while it is there, others dial it.
+        for id in seen.services.keys().rev() {
+            self.remove(id, key).await?;
+        }
+        Ok(!seen.services.is_empty())
+    }
+
+    async fn tell(&self, key: &Key, health: &Health) -> Result<(), ConsulError> {
+        let seen = Seen::ask(&self.client, &self.node, key).await?;
+        if seen.services.is_empty() {
+            let what = format!("the service {} of the node {}", key.id, self.node.name);
+            return Err(ConsulError::Missing { what, why: String::new() });
+        }
+        // One call without a service changes all checks at once.
+        let checks: Vec<Value> = seen.services.keys().map(|id| check(id, health, key)).collect();
+        let body = json!({
+            "Node": self.node.name, "Address": self.node.address, "SkipNodeUpdate": true, "Checks": checks,
+        });
+        self.client.put(&Query::new("/v1/catalog/register"), Some(&body)).await.map(drop)
+    }
+}
+
+impl Registry for CatalogRegistry {
+    fn name(&self) -> &'static str {
+        "catalog"
+    }
+
+    fn observe<'a>(&'a self, entry: &'a Entry) -> LocalFuture<'a, Result<Vec<String>, Fault>> {
+        Box::pin(async move {
+            let seen = Seen::ask(&self.client, &self.node, &entry.key).await?;
+            Ok(seen.differences(&entry.key, &self.wanted(entry)?))
+        })
+    }
+
+    fn register<'a>(&'a self, entry: &'a Entry) -> LocalFuture<'a, Result<Outcome, Fault>> {
+        Box::pin(async move { Ok(self.make(entry).await?) })
+    }
+
+    fn deregister<'a>(&'a self, key: &'a Key) -> LocalFuture<'a, Result<bool, Fault>> {
+        Box::pin(async move { Ok(self.take_out(key).await?) })
+    }
+
+    fn set_health<'a>(&'a self, key: &'a Key, health: &'a Health) -> LocalFuture<'a, Result<(), Fault>> {
+        Box::pin(async move { Ok(self.tell(key, health).await?) })
+    }
+
+    fn list(&self) -> LocalFuture<'_, Result<Vec<Key>, Fault>> {
+        Box::pin(async move {
+            let services = services_of(&self.client, &self.node, None).await?.unwrap_or_default();
+            let ours = services.iter().filter(|service| mark_of(service).is_some() && !is_proxy(service));
+            Ok(ours.filter_map(|service| id_of(service).parse().ok()).map(Key::new).collect())
+        })
+    }
+}
+
+struct Wanted {
+    /// The service, and its sidecar if others shall reach it.
+    services: Vec<Value>,
+    warnings: Vec<Fault>,
+}
+
+/// What the catalog has of one service.
+struct Seen {
+    /// Whether the node is there.
+    node: bool,
+    services: BTreeMap<String, Value>,
+    /// Ids of checks of the node.
+    checks: BTreeSet<String>,
+}
+
+impl Seen {
+    async fn ask(client: &Client, node: &Node, key: &Key) -> Result<Self, ConsulError> {
+        let services = services_of(client, node, Some(key)).await?;
+        let path = format!("/v1/health/node/{}", segment(&node.name));
+        let checks = client.get(&Query::new(path).with_some("ns", key.namespace.as_deref())).await?.body;
+        let ids = checks.as_array().into_iter().flatten().filter_map(|check| check.get("CheckID")?.as_str());
+        let mine = [key.id.to_string(), key.sidecar()];
+        Ok(Seen {
+            node: services.is_some(),
+            services: services
+                .unwrap_or_default()
+                .into_iter()
+                .map(|service| (id_of(&service), service))
+                .filter(|(id, _)| mine.contains(id))
+                .collect(),
+            checks: ids.map(str::to_owned).collect(),
+        })
+    }
+
+    fn differences(&self, key: &Key, wanted: &Wanted) -> Vec<String> {
+        let mut lines: Vec<String> =
+            wanted.services.iter().flat_map(|service| self.of_one(service)).collect();
+        let sidecar = key.sidecar();
+        if self.services.contains_key(&sidecar) && !wanted.services.iter().any(|it| id_of(it) == sidecar) {
+            lines.push(format!("- service {sidecar}"));
+        }
+        lines
+    }
+
+    fn of_one(&self, wanted: &Value) -> Vec<String> {
+        let id = id_of(wanted);
+        let Some(is) = self.services.get(&id) else { return vec![format!("+ service {id}")] };
+        let mut lines = fields(&id, wanted, is);
+        let check = check_id(&id);
+        if !self.checks.contains(&check) {
+            lines.push(format!("+ check {check}"));
+        }
+        lines
+    }
+}
+
+/// All services of the node; `None` when there is no such node.
+async fn services_of(
+    client: &Client,
+    node: &Node,
+    key: Option<&Key>,
+) -> Result<Option<Vec<Value>>, ConsulError> {
+    let path = format!("/v1/catalog/node-services/{}", segment(&node.name));
+    let query = Query::new(path).with_some("ns", key.and_then(|key| key.namespace.as_deref()));
+    let body = client.get(&query).await?.body;
+    let there = body.get("Node").is_some_and(Value::is_object);
+    let services = body.get("Services").and_then(Value::as_array).cloned().unwrap_or_default();
+    Ok(there.then_some(services))
+}
+
+fn id_of(service: &Value) -> String {
+    service.get("ID").and_then(Value::as_str).unwrap_or_default().to_owned()
+}
+
+fn is_proxy(service: &Value) -> bool {
+    service.get("Kind").and_then(Value::as_str).is_some_and(|kind| !kind.is_empty())
+}
+
+/// The id of the one check that enmesh keeps for a service.
+fn check_id(service: &str) -> String {
+    format!("enmesh:{service}")
+}
+
+fn check(service: &str, health: &Health, key: &Key) -> Value {
+    let (status, output) = match health {
+        Health::Passing => ("passing", ""),
+        Health::Critical(why) => ("critical", why.as_str()),
+    };
+    let mut check = json!({
+        "CheckID": check_id(service), "Name": "enmesh", "ServiceID": service, "Status": status, "Output": output,
+    });
+    scope(&mut check, key);
+    check
+}
+
+fn scope(body: &mut Value, key: &Key) {
+    if let Some(fields) = body.as_object_mut() {
+        for (name, value) in [("Namespace", &key.namespace), ("Partition", &key.partition)] {
+            if let Some(value) = value {
+                fields.insert(name.to_owned(), json!(value));
+            }
+        }
+    }
+}
+
+/// The fields of a registration that the catalog has too, under the catalog's names.
+fn service(http: &Value) -> Value {
+    /// An agent's business: checks it runs, a sidecar it makes, the token it uses.
+    const AGENT: [&str; 4] = ["Check", "Checks", "Connect", "Token"];
+    let fields = http.as_object().into_iter().flatten().filter(|(key, _)| !AGENT.contains(&key.as_str()));
+    let name = |key: &String| if key == "Name" { "Service".to_owned() } else { key.clone() };
+    let mut fields: Map<String, Value> = fields.map(|(key, value)| (name(key), value.clone())).collect();
+    fields.sort_keys();
+    Value::Object(fields)
+}
+
+/// What an agent would make of the sidecar; `None` without a port that it could be reached at.
+fn proxy(key: &Key, http: &Value) -> Option<Value> {
+    let sidecar = http.pointer("/Connect/SidecarService")?;
+    sidecar.get("Port").and_then(Value::as_u64).filter(|port| *port != 0)?;
+    let name = http.get("Name").and_then(Value::as_str)?;
+    let mut proxy = service(sidecar);
+    let fields = proxy.as_object_mut()?;
+    fields.insert("ID".to_owned(), json!(key.sidecar()));
+    fields.insert("Service".to_owned(), json!(format!("{name}-sidecar-proxy")));
+    fields.insert("Kind".to_owned(), json!("connect-proxy"));
+    for inherited in ["Address", "Tags", "Meta", "Namespace", "Partition", "Locality"] {
+        if let Some(value) = http.get(inherited) {
+            fields.entry(inherited).or_insert_with(|| value.clone());
+        }
+    }
+    let inner = fields.entry("Proxy").or_insert_with(|| Value::Object(Map::new())).as_object_mut()?;
+    inner.insert("DestinationServiceName".to_owned(), json!(name));
+    inner.insert("DestinationServiceID".to_owned(), json!(key.id));
+    if let Some(port) = http.get("Port").filter(|port| port.as_u64() != Some(0)) {
+        inner.entry("LocalServiceAddress").or_insert_with(|| json!("127.0.0.1"));
+        inner.entry("LocalServicePort").or_insert_with(|| port.clone());
+    }
+    inner.sort_keys();
+    fields.sort_keys();
+    Some(proxy)
+}

@@ -1,0 +1,471 @@
+//! What this room can run into, and what it warns of.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::base::{Class, Explain};
+
+/// An error of this room. `what` is the call, such as `GET /v1/agent/self at http://127.0.0.1:8500`;
+/// no query, no body and no header is in it, so nothing secret.
+#[derive(Debug, thiserror::Error)]
+pub enum ConsulError {
+    /// The address is none.
+    #[error("{text:?} is not an address of Consul")]
+    Address {
+        /// As it was given.
+        text: String,
+    },
+    /// Nobody listens there.
+    #[error("nobody listens at {server}")]
+    Refused {
+        /// The address.
+        server: String,
+    },
+    /// The network does not lead there.
+    #[error("{server} cannot be reached")]
+    Unreachable {
+        /// The address.
+        server: String,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The name has no address.
+    #[error("the name {host:?} of Consul's API cannot be resolved")]
+    Name {
+        /// The name.
+        host: String,
+        /// The resolver's answer.
+        source: io::Error,
+    },
+    /// No answer in time.
+    #[error("{what} was not answered within {limit:?}")]
+    Timeout {
+        /// The call.
+        what: String,
+        /// The time it had.
+        limit: Duration,
+    },
+    /// The connection ended midway, or what came is not HTTP.
+    #[error("{what}: the connection broke: {why}")]
+    Broken {
+        /// The call.
+        what: String,
+        /// How.
+        why: String,
+    },
+    /// The answer has no end.
+    #[error("{what} is answered with more than {limit} bytes")]
+    TooLarge {
+        /// The call.
+        what: String,
+        /// The most that is read.
+        limit: usize,
+    },
+    /// A certificate or key file cannot be used.
+    #[error("{} cannot be used for TLS: {why}", path.display())]
+    TlsFile {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
+    /// The server's certificate is from a CA that is not trusted.
+    #[error("the certificate of {server} was issued by a CA that is not trusted")]
+    UnknownCa {
+        /// The address.
+        server: String,
+    },
+    /// The server's certificate is for other names.
+    #[error("the certificate of {server} is not for that name: {why}")]
+    WrongName {
+        /// The address.
+        server: String,
+        /// What it is for.
+        why: String,
+    },
+    /// The server wants another client certificate, or one at all.
+    #[error("{server} {}", if *given { "does not accept the client certificate" } else { "wants a client certificate" })]
+    ClientCertificate {
+        /// The address.
+        server: String,
+        /// Whether one is configured.
+        given: bool,
+    },
+    /// The server's certificate is not valid now.
+    #[error("the certificate of {server} is not valid at this time: {why}")]
+    CertificateTime {
+        /// The address.
+        server: String,
+        /// Which of its two ends.
+        why: String,
+    },
+    /// HTTPS was spoken to something that does not.
+    #[error("{server} does not speak TLS")]
+    NotTls {
+        /// The address.
+        server: String,
+    },
+    /// Another failure of TLS.
+    #[error("no TLS connection to {server}: {why}")]
+    Tls {
+        /// The address.
+        server: String,
+        /// Why.
+        why: String,
+    },
+    /// HTTP was spoken to something that wants HTTPS.
+    #[error("{server} wants HTTPS")]
+    WantsTls {
+        /// The address.
+        server: String,
+    },
+    /// The token is missing where it should be, or is no token.
+    #[error("the ACL token of {origin} cannot be used: {why}")]
+    Token {
+        /// Where it should come from.
+        origin: String,
+        /// Why not.
+        why: String,
+    },
+    /// The token lacks a right.
+    #[error("{what} is not permitted: {why}")]
+    Denied {
+        /// The call.
+        what: String,
+        /// Consul's own words.
+        why: String,
+    },
+    /// Consul does not know the token.
+    #[error("{what}: Consul does not know the ACL token")]
+    UnknownToken {
+        /// The call.
+        what: String,
+    },
+    /// There is nothing of that name.
+    #[error("{what}: not found{}{why}", if why.is_empty() { "" } else { ": " })]
+    Missing {
+        /// The call.
+        what: String,
+        /// Consul's own words.
+        why: String,
+    },
+    /// A field that this Consul does not know.
+    #[error("{what}: Consul does not know the field `{field}`")]
+    UnknownField {
+        /// The call.
+        what: String,
+        /// The field, as the HTTP API spells it.
+        field: String,
+    },
+    /// Consul does not like what it was sent.
+    #[error("{what} was refused: {why}")]
+    BadRequest {
+        /// The call.
+        what: String,
+        /// Consul's own words.
+        why: String,
+    },
+    /// The servers have no leader, or the agent has no servers.
+    #[error("{what}: {why}")]
+    NoLeader {
+        /// The call.
+        what: String,
+        /// Consul's own words.
+        why: String,
+    },
+    /// There is no such datacenter.
+    #[error("{what}: Consul knows no way to the datacenter")]
+    NoDatacenter {
+        /// The call.
+        what: String,
+    },
+    /// Consul limits the rate.
+    #[error("{what}: Consul is asked too often")]
+    Busy {
+        /// The call.
+        what: String,
+    },
+    /// An exec check over the API, which the agent does not allow.
+    #[error("{what}: the agent does not take exec checks over its API")]
+    Scripts {
+        /// The call.
+        what: String,
+    },
+    /// Any other status.
+    #[error("{what} was answered with {status}: {why}")]
+    Failed {
+        /// The call.
+        what: String,
+        /// The HTTP status.
+        status: u16,
+        /// Consul's own words.
+        why: String,
+    },
+    /// The answer points elsewhere.
+    #[error("{what} is redirected to {to:?}")]
+    Redirect {
+        /// The call.
+        what: String,
+        /// Where to.
+        to: String,
+    },
+    /// The answer is not what this call answers.
+    #[error("{what} was answered with something that is not Consul's: {why}")]
+    Answer {
+        /// The call.
+        what: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A registration that Consul would refuse, or take and choke on.
+    #[error("the registration of {service:?} cannot be sent: {why}")]
+    Invalid {
+        /// The service's id.
+        service: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The node does not exist, and the token may not make it.
+    #[error("the node {node:?} is not in the catalog, and the token may not put it there")]
+    Node {
+        /// Its name.
+        node: String,
+    },
+    /// Asked of the recording double.
+    #[error("{0}")]
+    Told(String),
+}
+
+impl ConsulError {
+    /// Whether the same call may well succeed in a moment.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            ConsulError::Refused { .. }
+            | ConsulError::Unreachable { .. }
+            | ConsulError::Name { .. }
+            | ConsulError::Timeout { .. }
+            | ConsulError::Broken { .. }
+            | ConsulError::NoLeader { .. }
+            | ConsulError::Busy { .. } => true,
+            ConsulError::Failed { status, .. } => *status >= 500,
+            _ => false,
+        }
+    }
+}
+
+impl Explain for ConsulError {
+    fn code(&self) -> &'static str {
+        match self {
+            ConsulError::Address { .. } => "ENM-K001",
+            ConsulError::Refused { .. } => "ENM-K002",
+            ConsulError::Unreachable { .. } => "ENM-K003",
+            ConsulError::Name { .. } => "ENM-K004",
+            ConsulError::Timeout { .. } => "ENM-K005",
+            ConsulError::Broken { .. } => "ENM-K006",
+            ConsulError::TooLarge { .. } => "ENM-K007",
+            ConsulError::TlsFile { .. } => "ENM-K010",
+            ConsulError::UnknownCa { .. } => "ENM-K011",
+            ConsulError::WrongName { .. } => "ENM-K012",
+            ConsulError::ClientCertificate { .. } => "ENM-K013",
+            ConsulError::CertificateTime { .. } => "ENM-K014",
+            ConsulError::NotTls { .. } => "ENM-K015",
+            ConsulError::Tls { .. } => "ENM-K016",
+            ConsulError::WantsTls { .. } => "ENM-K017",
+            ConsulError::Token { .. } => "ENM-K020",
+            ConsulError::Denied { .. } => "ENM-K021",
+            ConsulError::UnknownToken { .. } => "ENM-K022",
+            ConsulError::Missing { .. } => "ENM-K024",
+            ConsulError::UnknownField { .. } => "ENM-K025",
+            ConsulError::BadRequest { .. } => "ENM-K026",
+            ConsulError::NoLeader { .. } => "ENM-K027",
+            ConsulError::NoDatacenter { .. } => "ENM-K028",
+            ConsulError::Busy { .. } => "ENM-K029",
+            ConsulError::Scripts { .. } => "ENM-K030",
+            ConsulError::Failed { .. } => "ENM-K031",
+            ConsulError::Redirect { .. } => "ENM-K032",
+            ConsulError::Answer { .. } => "ENM-K033",
+            ConsulError::Invalid { .. } => "ENM-K040",
+            ConsulError::Node { .. } => "ENM-K041",
+            ConsulError::Told(_) => "ENM-K042",
+        }
+    }
+
+    fn hint(&self) -> String {
+        let text = match self {
+            ConsulError::Address { .. } => "write http://HOST:PORT, https://HOST:PORT or unix:///PATH",
+            ConsulError::Refused { .. } => {
+                "is the agent running? `systemctl status consul`; its address is `[consul] address` or CONSUL_HTTP_ADDR"
+            }
+            ConsulError::Unreachable { .. } => {
+                "look at routes and firewalls between this host and that address"
+            }
+            ConsulError::Name { .. } => "check `[consul] address` and this host's own name resolution",
+            ConsulError::Timeout { .. } => {
+                "Consul is overloaded or a firewall swallows packets; it is tried again"
+            }
+            ConsulError::Broken { .. } => "is it Consul's HTTP API that listens there? Its log says more",
+            ConsulError::TooLarge { .. } => "is it Consul's HTTP API that listens there?",
+            ConsulError::TlsFile { .. } => {
+                "a PEM file that this user may read: certificates, or one private key"
+            }
+            ConsulError::UnknownCa { .. } => {
+                "name the CA of Consul's API as `[consul] ca_file` or CONSUL_CACERT"
+            }
+            ConsulError::WrongName { .. } => {
+                "use a name that the certificate is for in `[consul] address`, or issue one with this name"
+            }
+            ConsulError::ClientCertificate { given: false, .. } => {
+                "set `[consul] cert_file` and `key_file`: the server verifies incoming connections"
+            }
+            ConsulError::ClientCertificate { given: true, .. } => {
+                "use a client certificate of the CA that the server trusts, one that has not expired"
+            }
+            ConsulError::CertificateTime { .. } => {
+                "check this host's clock, and renew the server's certificate"
+            }
+            ConsulError::NotTls { .. } => {
+                "write http:// instead, or the port that Consul serves HTTPS on (8501)"
+            }
+            ConsulError::Tls { .. } => "the server's log says more",
+            ConsulError::WantsTls { .. } => "write https:// in `[consul] address`",
+            ConsulError::Token { .. } => "one line with the token's secret id, readable for this user",
+            ConsulError::Denied { .. } => {
+                "give the token a service identity of the service, or `service:write` on it and its sidecar"
+            }
+            ConsulError::UnknownToken { .. } => {
+                "was it deleted, has it expired, is it from another datacenter? A new one takes seconds to spread"
+            }
+            ConsulError::Missing { .. } => "this Consul does not have it, or is too old for the call",
+            ConsulError::UnknownField { .. } => "leave the field out, or use a newer Consul",
+            ConsulError::BadRequest { .. } => "correct what Consul's words point at",
+            ConsulError::NoLeader { .. } => {
+                "wait for the servers to elect one; `consul operator raft list-peers` shows them"
+            }
+            ConsulError::NoDatacenter { .. } => {
+                "check `[consul] datacenter`; `consul catalog datacenters` lists them"
+            }
+            ConsulError::Busy { .. } => "raise the limits of the agent or the servers; it is tried again",
+            ConsulError::Scripts { .. } => {
+                "set `enable_local_script_checks` for the agent and `registration = \"file\"`, or use another kind of check"
+            }
+            ConsulError::Failed { .. } => "Consul's own log says more",
+            ConsulError::Redirect { .. } => {
+                "name the address that answers by itself, without a proxy in between"
+            }
+            ConsulError::Answer { .. } => {
+                "is it Consul's HTTP API that listens there, or a proxy in front of it?"
+            }
+            ConsulError::Invalid { .. } => "correct the service file",
+            ConsulError::Node { .. } => {
+                "let an operator make the node once (it takes `node:write`); enmesh then needs the service's rights only"
+            }
+            ConsulError::Told(_) => "nothing: no program gives this out",
+        };
+        text.to_owned()
+    }
+
+    fn class(&self) -> Class {
+        match self {
+            ConsulError::Address { .. }
+            | ConsulError::TlsFile { .. }
+            | ConsulError::Token { .. }
+            | ConsulError::Invalid { .. } => Class::Config,
+            ConsulError::Denied { .. } | ConsulError::UnknownToken { .. } | ConsulError::Node { .. } => {
+                Class::Privilege
+            }
+            ConsulError::UnknownField { .. }
+            | ConsulError::BadRequest { .. }
+            | ConsulError::Scripts { .. }
+            | ConsulError::Failed { .. }
+            | ConsulError::Told(_) => Class::Failed,
+            _ => Class::Unavailable,
+        }
+    }
+}
+
+/// Something that is accepted, and that a person should know.
+#[derive(Debug, thiserror::Error)]
+pub enum ConsulWarning {
+    /// A field was left out because the server is too old for it.
+    #[error("Consul {version} does not know `{field}` (it came with {since}), so it is left out: {cost}")]
+    LeftOut {
+        /// The field, in the file form.
+        field: String,
+        /// What the server is.
+        version: String,
+        /// Where the field came in.
+        since: String,
+        /// What that costs.
+        cost: String,
+    },
+    /// A field was left out because the server is not Consul Enterprise.
+    #[error("`{field}` is left out, since the server is not Consul Enterprise: {cost}")]
+    Enterprise {
+        /// The field, in the file form.
+        field: String,
+        /// What that costs.
+        cost: String,
+    },
+    /// Without a port there is no proxy in the catalog.
+    #[error("{service:?} is a client only, so its sidecar is not put into the catalog")]
+    NoProxy {
+        /// The service's id.
+        service: String,
+    },
+    /// What is registered is not what was sent, also right after it was sent.
+    #[error("Consul keeps {service:?} otherwise than it was sent: {}", differences.join("; "))]
+    Kept {
+        /// The service's id.
+        service: String,
+        /// What differs.
+        differences: Vec<String>,
+    },
+    /// The definition file is written and the agent was not told.
+    #[error("{} is written, and the agent was not told to read it: {why}", path.display())]
+    NotReloaded {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
+    /// Nobody tells which version Consul is.
+    #[error("Consul does not tell its version: {why}")]
+    VersionUnknown {
+        /// Why not.
+        why: String,
+    },
+}
+
+impl Explain for ConsulWarning {
+    fn code(&self) -> &'static str {
+        match self {
+            ConsulWarning::LeftOut { .. } => "ENM-K050",
+            ConsulWarning::Enterprise { .. } => "ENM-K051",
+            ConsulWarning::NoProxy { .. } => "ENM-K052",
+            ConsulWarning::Kept { .. } => "ENM-K053",
+            ConsulWarning::NotReloaded { .. } => "ENM-K054",
+            ConsulWarning::VersionUnknown { .. } => "ENM-K055",
+        }
+    }
+
+    fn hint(&self) -> String {
+        let text = match self {
+            ConsulWarning::LeftOut { .. } => "take the field out of the service file, or use a newer Consul",
+            ConsulWarning::Enterprise { .. } => {
+                "take the field out of the service file, or use Consul Enterprise"
+            }
+            ConsulWarning::NoProxy { .. } => "nothing; give the service a `port` if others shall reach it",
+            ConsulWarning::Kept { .. } => {
+                "Consul changes what it is sent, or somebody else registers the same id; it is not sent again and again"
+            }
+            ConsulWarning::NotReloaded { .. } => {
+                "the agent reads it at its next start; `consul reload` makes it read now (it takes `agent:write`)"
+            }
+            ConsulWarning::VersionUnknown { .. } => {
+                "give the token `agent:read`; without it a field that Consul refuses is found out by trying"
+            }
+        };
+        text.to_owned()
+    }
+}
