@@ -37,7 +37,8 @@ const TABLES: [(&str, &str); 2] = [("consul_tproxy", "consul connect redirect-tr
 type Found = BTreeMap<(String, String), BTreeMap<usize, BTreeSet<String>>>;
 
 /// The redirectors of others in the network namespace of the calling thread: as far as nf_tables shows
-/// them, through `nft` or else `iptables-nft`, and those of `iptables-legacy`. What is not installed shows nothing.
+/// them, through `nft` or else `iptables-nft`, and those of `iptables-legacy` where it lets itself be asked. What is not installed shows
+/// nothing.
 ///
 /// # Errors
 /// `ENM-R002` without the privilege; `ENM-R003` without the JSON of `nft`, where there is no `iptables-nft` either.
@@ -58,7 +59,10 @@ pub fn foreign() -> Result<Vec<Foreign>, Fault> {
         }
         Err(error) => return Err(error.into()),
     }
-    in_iptables(tools.iter().find(|tool| tool.flavour == Flavour::Legacy), &mut chains)?;
+    // It takes a privilege (CAP_NET_RAW) that setting rules in nf_tables does without.
+    if let Err(error) = in_iptables(tools.iter().find(|tool| tool.flavour == Flavour::Legacy), &mut chains) {
+        tracing::warn!(%error, "redirectors of others in iptables-legacy would not be seen");
+    }
     found.extend(redirectors(chains));
     found.sort();
     found.dedup();

@@ -165,17 +165,28 @@ fn retire_the_other() {
     }
 }
 
-/// Removes what is ours from every flavour that is installed and returns whether there was anything.
-pub(super) fn clear() -> Result<bool, RedirectError> {
+/// Removes what is ours from every flavour that is installed and returns whether there was anything. Of a flavour other
+/// than `own` that cannot be asked, nothing of ours is expected.
+pub(super) fn clear(own: Option<Tool>) -> Result<bool, RedirectError> {
     let mut any = false;
     for tool in Tool::installed() {
-        for family in families() {
-            let found = tool.read(family)?;
-            if !found.is_empty() {
-                any = true;
-                let tables = found.keys().copied().collect();
-                tool.load(family, &shape::document(&Shapes::new(), &found, &tables))?;
-            }
+        match clear_one(tool) {
+            Ok(removed) => any |= removed,
+            Err(error) if own == Some(tool) => return Err(error),
+            Err(error) => tracing::warn!(%error, flavour = ?tool.flavour, "what is in there stays"),
+        }
+    }
+    Ok(any)
+}
+
+fn clear_one(tool: Tool) -> Result<bool, RedirectError> {
+    let mut any = false;
+    for family in families() {
+        let found = tool.read(family)?;
+        if !found.is_empty() {
+            any = true;
+            let tables = found.keys().copied().collect();
+            tool.load(family, &shape::document(&Shapes::new(), &found, &tables))?;
         }
     }
     Ok(any)
@@ -235,7 +246,7 @@ impl Firewall for Iptables {
     }
 
     fn remove(&self) -> Result<(), Fault> {
-        clear()?;
+        clear(Some(self.tool()?))?;
         Ok(())
     }
 }

@@ -105,7 +105,7 @@ impl Nftables {
 
 /// Removes what the driver `iptables` left behind, now that our rules are there: the host changed its driver.
 fn retire_the_other() {
-    match iptables::clear() {
+    match iptables::clear(None) {
         Ok(false) => {}
         Ok(true) => tracing::info!("the chains of the driver iptables are removed; nftables took over"),
         Err(error) => tracing::warn!(%error, "chains of the driver iptables may be left behind"),
