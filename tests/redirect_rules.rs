@@ -1,4 +1,4 @@
-//! The rules of typical policies, as text and as JSON, against files in `tests/golden/nft`.
+//! The rules of typical policies, as text and as JSON, against files in `tests/golden/nft` and `tests/golden/iptables`.
 //! `ENMESH_BLESS=1 cargo test --test redirect_rules` writes the files anew; read the difference.
 
 #[cfg(test)]
@@ -12,7 +12,7 @@ mod golden {
 
     use enmesh::config::{Ipv6Policy, OnProxyFailure};
     use enmesh::plan::InboundPorts;
-    use enmesh::redirect::{Desired, render_json, render_text};
+    use enmesh::redirect::{Desired, render_iptables, render_json, render_text};
 
     use crate::worlds::{
         bare, down, inbound, ipv6, legacy, live, on_failure, two_users, whole_host, with_dns,
@@ -53,12 +53,26 @@ mod golden {
 
     #[test]
     fn rules_are_as_they_were() {
-        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/nft");
+        compare("nft", |Desired { policy, live }| {
+            vec![("nft", render_text(policy, live)), ("json", render_json(policy, live))]
+        });
+    }
+
+    #[test]
+    fn rules_for_iptables_are_as_they_were() {
+        compare("iptables", |Desired { policy, live }| {
+            let [v4, v6] = render_iptables(policy, live);
+            vec![("v4", v4), ("v6", v6)]
+        });
+    }
+
+    /// Every case as `render` has it, by ending, against the files of `folder`.
+    fn compare(folder: &str, render: impl Fn(&Desired) -> Vec<(&'static str, String)>) {
+        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(folder);
         let bless = std::env::var_os("ENMESH_BLESS").is_some();
         let mut wrong = Vec::new();
-        for (name, Desired { policy, live }) in cases() {
-            for (ending, got) in [("nft", render_text(&policy, &live)), ("json", render_json(&policy, &live))]
-            {
+        for (name, desired) in cases() {
+            for (ending, got) in render(&desired) {
                 let path = folder.join(format!("{name}.{ending}"));
                 if bless {
                     std::fs::create_dir_all(&folder).unwrap();

@@ -15,7 +15,7 @@ use crate::{envoy, redirect, systemd};
 /// Print an artefact
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Reads the configuration and prints what would come of it. Needs no privilege and touches nothing.\n\nExamples:\n  enmesh render nft                              the rules, as `nft -f` takes them\n  enmesh render bootstrap api                    Envoy's bootstrap for `api`\n  enmesh render registration --root /mnt/image   of another tree"
+    after_help = "Reads the configuration and prints what would come of it. Needs no privilege and touches nothing.\n\nExamples:\n  enmesh render nft                              the rules, as `nft -f` takes them\n  enmesh render iptables                         the same for iptables-restore and ip6tables-restore\n  enmesh render bootstrap api                    Envoy's bootstrap for `api`\n  enmesh render registration --root /mnt/image   of another tree"
 )]
 pub struct Render {
     /// What to print
@@ -60,7 +60,12 @@ impl Render {
                 Answer::new(text.clone(), &json!({ "nft": text, "policy": plan.redirect }))
             }
             Kind::Iptables => {
-                return Err(ConvergeError::NotYet { setting: "render iptables".to_owned() }.into());
+                let live = plan.services.keys().cloned().collect();
+                let [v4, v6] = redirect::render_iptables(&plan.redirect, &live);
+                let text = format!(
+                    "# IPv4, for iptables-restore --noflush\n{v4}# IPv6, for ip6tables-restore --noflush\n{v6}"
+                );
+                Answer::new(text, &json!({ "iptables": v4, "ip6tables": v6, "policy": plan.redirect }))
             }
             Kind::Dns => {
                 let mut text = String::new();

@@ -9,7 +9,7 @@ use crate::base::units::Units;
 use crate::base::{Fault, Root};
 use crate::config::{ControlPlane, Driver, HostConfig};
 use crate::mesh::{MeshSource, StaticMesh};
-use crate::redirect::{Firewall, Nftables};
+use crate::redirect::{self, Firewall, Iptables, Nftables};
 use crate::supervise::{Supervisor, Timing};
 use crate::systemd::Systemd;
 use crate::systemd::scope::UnitUser;
@@ -29,9 +29,6 @@ impl Adapters {
     /// # Errors
     /// Something that it asks for is not to be had.
     pub async fn choose(root: &Root, host: &HostConfig) -> Result<Adapters, Fault> {
-        if host.driver == Driver::Iptables {
-            return Err(not_yet("driver = \"iptables\""));
-        }
         let mesh = mesh(root, host)?;
         let systemd = match facts::runs_systemd(root, host) {
             true => Some(Rc::new(Systemd::connect(root.clone()).await?)),
@@ -41,7 +38,7 @@ impl Adapters {
             Some(systemd) => Rc::clone(systemd) as Rc<dyn Units>,
             None => Rc::new(Supervisor::new(root.clone(), Timing::default())),
         };
-        Ok(Adapters { firewall: Box::new(Nftables::new()), units, mesh, systemd })
+        Ok(Adapters { firewall: firewall(host.driver)?, units, mesh, systemd })
     }
 
     /// Takes up what the host file says of the mesh now.
@@ -62,6 +59,15 @@ impl Adapters {
         }
         users
     }
+}
+
+/// The driver. `auto` means nftables where it works, else iptables.
+fn firewall(driver: Driver) -> Result<Box<dyn Firewall>, Fault> {
+    Ok(match driver {
+        Driver::Nftables => Box::new(Nftables::new()),
+        Driver::Iptables => Box::new(Iptables::new()),
+        Driver::Auto => redirect::best()?,
+    })
 }
 
 /// The source of the mesh's view. `auto` means `static` where there is a peers file.

@@ -69,7 +69,11 @@ impl Engine {
             (Some(_), false) => Kind::Change,
         };
         let details = if kind == Kind::Change { seen.differences } else { Vec::new() };
-        let name = "table inet enmesh".to_owned();
+        let name = match self.adapters.firewall.name() {
+            "iptables" => "chains ENMESH_*",
+            _ => "table inet enmesh",
+        };
+        let name = name.to_owned();
         Ok(Some(Change { subject: Subject::Rules, name, kind, service: None, details }))
     }
 

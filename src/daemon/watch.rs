@@ -10,8 +10,9 @@ use inotify::{EventStream, Inotify, WatchMask};
 use crate::base::Fault;
 use crate::converge::ConvergeError;
 
-/// Editors and package managers write in bursts; a change counts when nothing followed for this long.
-const QUIET: Duration = Duration::from_millis(5);
+/// Editors and package managers write in bursts, and some remove a file before they write it anew; a
+/// change counts when nothing followed for this long.
+const QUIET: Duration = Duration::from_millis(15);
 
 /// However long a burst lasts, it counts after this time.
 const PATIENCE: Duration = Duration::from_millis(500);

@@ -174,7 +174,7 @@ impl Explain for RedirectError {
             RedirectError::IptablesLacks { .. } => {
                 "the matches addrtype, comment, conntrack, multiport and owner and the targets CT, DNAT, REDIRECT and \
                  REJECT are needed, for IPv4 and IPv6; `modprobe` the missing module (xt_…), or install the \
-                 distribution's full kernel"
+                 distribution's full kernel; `iptables-legacy` also wants CAP_NET_RAW"
             }
             RedirectError::IptablesRefused { .. } => {
                 "the rules from before are in force; `enmesh render iptables` shows all lines"

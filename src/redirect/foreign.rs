@@ -1,11 +1,12 @@
 //! Finding the redirectors of others: two on one host take each other's traffic.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 use serde_json::Value as Json;
 
 use super::RedirectError;
+use super::iptables::{Family, Flavour, Tool};
 use super::nftables::nft;
 use crate::base::Fault;
 
@@ -31,22 +32,44 @@ const CHAINS: [(&str, &str); 4] = [
 /// Tables that nftables-based redirectors make, by how their names begin.
 const TABLES: [(&str, &str); 2] = [("consul_tproxy", "consul connect redirect-traffic"), ("istio-", "istio")];
 
-/// The redirectors of others in the network namespace of the calling thread, as far as nf_tables
-/// shows them: rules of `iptables-legacy` are not in there.
+/// Chains as they are found: where, and the tool that saves and restores them -> which of [`CHAINS`]
+/// -> their names.
+type Found = BTreeMap<(String, String), BTreeMap<usize, BTreeSet<String>>>;
+
+/// The redirectors of others in the network namespace of the calling thread: as far as nf_tables shows
+/// them, through `nft` or else `iptables-nft`, and those of `iptables-legacy` where it lets itself be asked. What is not installed shows
+/// nothing.
 ///
 /// # Errors
-/// `ENM-R001` without `nft`, `ENM-R002` without the privilege, `ENM-R003` without its JSON.
+/// `ENM-R002` without the privilege; `ENM-R003` without the JSON of `nft`, where there is no `iptables-nft` either.
 pub fn foreign() -> Result<Vec<Foreign>, Fault> {
-    let answer = nft(&["-j", "list", "chains"], b"")?;
-    let document: Json = serde_json::from_slice(&answer)
-        .map_err(|error| RedirectError::Unreadable { message: error.to_string() })?;
-    Ok(find(&document))
+    let mut found = Vec::new();
+    let mut chains = Found::new();
+    let tools = Tool::installed();
+    match nft(&["-j", "list", "chains"], b"") {
+        Ok(answer) => {
+            let document: Json = serde_json::from_slice(&answer)
+                .map_err(|error| RedirectError::Unreadable { message: error.to_string() })?;
+            in_nftables(&document, &mut found, &mut chains);
+        }
+        Err(RedirectError::NoNft | RedirectError::NoJson | RedirectError::KernelLacks { .. })
+            if !tools.is_empty() =>
+        {
+            in_iptables(tools.iter().find(|tool| tool.flavour == Flavour::Nft), &mut chains)?;
+        }
+        Err(error) => return Err(error.into()),
+    }
+    // It takes a privilege (CAP_NET_RAW) that setting rules in nf_tables does without.
+    if let Err(error) = in_iptables(tools.iter().find(|tool| tool.flavour == Flavour::Legacy), &mut chains) {
+        tracing::warn!(%error, "redirectors of others in iptables-legacy would not be seen");
+    }
+    found.extend(redirectors(chains));
+    found.sort();
+    found.dedup();
+    Ok(found)
 }
 
-fn find(document: &Json) -> Vec<Foreign> {
-    // (family, table, prefix) -> chains
-    let mut chains: BTreeMap<(&str, &str, usize), Vec<&str>> = BTreeMap::new();
-    let mut found = Vec::new();
+fn in_nftables(document: &Json, found: &mut Vec<Foreign>, chains: &mut Found) {
     let objects = document.get("nftables").and_then(Json::as_array);
     for chain in objects.into_iter().flatten().filter_map(|object| object.get("chain")) {
         let field = |key| chain.get(key).and_then(Json::as_str).unwrap_or_default();
@@ -57,25 +80,63 @@ fn find(document: &Json) -> Vec<Foreign> {
                 place: format!("table {family} {table}"),
                 removal: format!("nft delete table {family} {table}"),
             });
-        } else if let Some(index) = CHAINS.iter().position(|(prefix, _)| name.starts_with(prefix)) {
-            chains.entry((family, table, index)).or_default().push(name);
+        } else {
+            let tool = if family == "ip6" { "ip6tables-nft" } else { "iptables-nft" };
+            remember(chains, format!("table {family} {table}"), removal(tool, table), name);
         }
     }
-    for ((family, table, index), mut names) in chains {
-        let Some((prefix, owner)) = CHAINS.get(index) else { continue };
-        names.sort_unstable();
-        let tool = if family == "ip6" { "ip6tables-nft" } else { "iptables-nft" };
-        found.push(Foreign {
-            owner,
-            place: format!("table {family} {table}: {}", names.join(", ")),
-            // Every line of the table but those that define the chains or lead to them, as one
-            // transaction; the rules of everybody else are put back as they were.
-            removal: format!("{tool}-save -t {table} | grep -v -E '(^:| )({prefix})' | {tool}-restore"),
-        });
+}
+
+fn in_iptables(tool: Option<&Tool>, chains: &mut Found) -> Result<(), RedirectError> {
+    let Some(tool) = tool else { return Ok(()) };
+    for family in Family::BOTH {
+        match tool.save(family) {
+            Ok(saved) => in_saved(&saved, tool.name(family, "save").trim_end_matches("-save"), chains),
+            // Without the program for IPv6 nobody has set rules with it.
+            Err(RedirectError::NoIptables { .. }) => {}
+            Err(error) => return Err(error),
+        }
     }
-    found.sort();
-    found.dedup();
-    found
+    Ok(())
+}
+
+fn in_saved(saved: &str, program: &str, chains: &mut Found) {
+    let mut table = "";
+    for line in saved.lines() {
+        if let Some(name) = line.strip_prefix('*') {
+            table = name;
+        } else if let Some(name) = line.strip_prefix(':').and_then(|rest| rest.split(' ').next()) {
+            remember(chains, format!("table {table} of {program}"), removal(program, table), name);
+        }
+    }
+}
+
+/// Every line of the table but those that define the chains or lead to them, as one transaction; the
+/// rules of everybody else are put back as they were. `{}` stands for the prefix.
+fn removal(tool: &str, table: &str) -> String {
+    format!("{tool}-save -t {table} | grep -v -E '(^:| )({{}})' | {tool}-restore")
+}
+
+fn remember(chains: &mut Found, place: String, removal: String, name: &str) {
+    if let Some(index) = CHAINS.iter().position(|(prefix, _)| name.starts_with(prefix)) {
+        let owners = chains.entry((place, removal)).or_default();
+        owners.entry(index).or_default().insert(name.to_owned());
+    }
+}
+
+fn redirectors(chains: Found) -> impl Iterator<Item = Foreign> {
+    let one = |place: &str, removal: &str, index: usize, names: &BTreeSet<String>| {
+        let (prefix, owner) = CHAINS.get(index)?;
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let (place, removal) = (format!("{place}: {}", names.join(", ")), removal.replace("{}", prefix));
+        Some(Foreign { owner, place, removal })
+    };
+    chains.into_iter().flat_map(move |((place, removal), owners)| {
+        owners
+            .into_iter()
+            .filter_map(|(index, names)| one(&place, &removal, index, &names))
+            .collect::<Vec<_>>()
+    })
 }
 
 #[cfg(test)]
@@ -96,6 +157,14 @@ mod tests {
             chain("inet", "enmesh", "out"),
             {"future": 7},
         ]});
+        let find = |document: &Json| {
+            let (mut found, mut chains) = (Vec::new(), Found::new());
+            in_nftables(document, &mut found, &mut chains);
+            found.extend(redirectors(chains));
+            found.sort();
+            found.dedup();
+            found
+        };
         let found = find(&document);
         let places: Vec<_> = found.iter().map(|f| f.place.as_str()).collect();
         assert_eq!(
@@ -109,5 +178,19 @@ mod tests {
         assert_eq!(found[0].removal, "nft delete table inet consul_tproxy");
         assert!(found[2].removal.starts_with("ip6tables-nft-save -t nat"));
         assert_eq!(find(&serde_json::json!({})), []);
+    }
+
+    #[test]
+    fn redirectors_are_told_in_what_iptables_saves() {
+        let saved = "*nat\n:PREROUTING ACCEPT [0:0]\n:DOCKER - [0:0]\n:ISTIO_OUTPUT - [0:0]\n-A OUTPUT -j ISTIO_OUTPUT\nCOMMIT\n";
+        let mut chains = Found::new();
+        in_saved(saved, "ip6tables-legacy", &mut chains);
+        let found: Vec<Foreign> = redirectors(chains).collect();
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].place, "table nat of ip6tables-legacy: ISTIO_OUTPUT");
+        assert_eq!(
+            found[0].removal,
+            "ip6tables-legacy-save -t nat | grep -v -E '(^:| )(ISTIO_)' | ip6tables-legacy-restore"
+        );
     }
 }

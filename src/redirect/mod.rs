@@ -5,9 +5,9 @@
 //! the connections that are still redirected their time, and calls [`Firewall::remove`]. The rules
 //! that close a host before any sidecar runs are those of its last policy with nobody live.
 //!
-//! [`Nftables`] is the driver; [`Recorded`] stands in for it in the tests of other rooms.
-//! [`render_text`] shows the rules without touching anything, [`foreign()`] finds the redirectors of
-//! others.
+//! [`Nftables`] is the driver, [`Iptables`] the one for hosts without nftables, and [`best`] says which
+//! works here; [`Recorded`] stands in for them in the tests of other rooms. [`render_text`] and
+//! [`render_iptables`] show the rules without touching anything, [`foreign()`] finds the redirectors of others.
 
 mod error;
 mod explain;
@@ -62,6 +62,21 @@ pub fn render_iptables(policy: &RedirectPolicy, live: &BTreeSet<ServiceId>) -> [
         return [String::new(), String::new()];
     }
     iptables::render(&ruleset::build(policy, live))
+}
+
+/// The best driver that works here: nftables; where there is none, or one that lacks what is needed, iptables.
+///
+/// # Errors
+/// What is wrong with nftables, when there is no iptables either.
+pub fn best() -> Result<Box<dyn Firewall>, Fault> {
+    let Err(error) = nftables::works() else { return Ok(Box::new(Nftables::new())) };
+    match iptables::Tool::installed().is_empty() {
+        true => Err(error.into()),
+        false => {
+            tracing::info!(%error, "nftables does not work here, so iptables is used");
+            Ok(Box::new(Iptables::new()))
+        }
+    }
 }
 
 /// What the rules shall be: the policy, and which sidecars are live right now.

@@ -256,7 +256,9 @@ impl<'a> Compiler<'a> {
             }
             ([Selector::Ip4Destination | Selector::Ip6Destination], Operand::Set(set)) if not => {
                 match self.networks(set).as_slice() {
-                    [one] => vec![Match { destination: Some((true, *one)), ..Match::default() }],
+                    [one] if one.prefix_len() > 0 => {
+                        vec![Match { destination: Some((true, *one)), ..Match::default() }]
+                    }
                     nets => ranges::other_networks(self.family, nets).into_iter().map(destination).collect(),
                 }
             }
@@ -317,7 +319,7 @@ impl<'a> Compiler<'a> {
             };
             all = all.and(&next)?;
         }
-        all.destination.as_ref().is_none_or(|(_, net)| self.family.has(net)).then_some(all)
+        Some(all)
     }
 }
 
@@ -325,7 +327,11 @@ fn unconditional(lines: &[Line]) -> bool {
     lines.last().is_some_and(|line| line.when == Match::default())
 }
 
+/// Everywhere is no condition; iptables leaves that out as well.
 fn destination(net: IpNet) -> Match {
+    if net.prefix_len() == 0 {
+        return Match::default();
+    }
     Match { destination: Some((false, net)), ..Match::default() }
 }
 

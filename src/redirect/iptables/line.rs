@@ -25,11 +25,6 @@ impl Family {
             Family::V6 => "IPv6",
         }
     }
-
-    /// Whether `net` is of this family.
-    pub fn has(self, net: &IpNet) -> bool {
-        matches!((self, net), (Family::V4, IpNet::V4(_)) | (Family::V6, IpNet::V6(_)))
-    }
 }
 
 /// A value, or with `true` in front anything else.

@@ -36,7 +36,7 @@ pub use tool::Flavour;
 pub(super) use tool::Tool;
 
 use super::ruleset::{self, Ruleset};
-use super::{Desired, Firewall, Observed, RedirectError};
+use super::{Desired, Firewall, Observed, RedirectError, nftables};
 use crate::base::Fault;
 
 /// How many differences an error names.
@@ -50,6 +50,8 @@ const NAMED_DIFFERENCES: usize = 10;
 pub struct Iptables {
     tool: Cell<Option<Tool>>,
     wordings: RefCell<Wordings>,
+    /// Whether it was looked for rules that the other driver left behind.
+    looked: Cell<bool>,
 }
 
 /// One family: what shall be, and what was found.
@@ -107,6 +109,9 @@ impl Iptables {
         work.retain(|one| !one.tables.is_empty());
         carry_out(tool, &work)?;
         self.read_back(tool, &work)?;
+        if !work.is_empty() && !self.looked.replace(true) {
+            retire_the_other();
+        }
         Ok(differences)
     }
 
@@ -149,17 +154,39 @@ fn put_back(tool: Tool, work: &Work) -> Result<(), RedirectError> {
     tool.load(work.family, &shape::document(&work.found, &now, &work.tables))
 }
 
-/// Removes what is ours from every flavour that is installed and returns whether there was anything.
-fn clear() -> Result<bool, RedirectError> {
+/// Removes what the driver `nftables` left behind, now that our rules are there: the host changed its driver.
+fn retire_the_other() {
+    match nftables::clear() {
+        // Most hosts that use this driver have no `nft`.
+        Ok(false) | Err(RedirectError::NoNft | RedirectError::NoJson | RedirectError::KernelLacks { .. }) => {
+        }
+        Ok(true) => tracing::info!("the table of the driver nftables is removed; iptables took over"),
+        Err(error) => tracing::warn!(%error, "the table of the driver nftables may be left behind"),
+    }
+}
+
+/// Removes what is ours from every flavour that is installed and returns whether there was anything. Of a flavour other
+/// than `own` that cannot be asked, nothing of ours is expected.
+pub(super) fn clear(own: Option<Tool>) -> Result<bool, RedirectError> {
     let mut any = false;
     for tool in Tool::installed() {
-        for family in families() {
-            let found = tool.read(family)?;
-            if !found.is_empty() {
-                any = true;
-                let tables = found.keys().copied().collect();
-                tool.load(family, &shape::document(&Shapes::new(), &found, &tables))?;
-            }
+        match clear_one(tool) {
+            Ok(removed) => any |= removed,
+            Err(error) if own == Some(tool) => return Err(error),
+            Err(error) => tracing::warn!(%error, flavour = ?tool.flavour, "what is in there stays"),
+        }
+    }
+    Ok(any)
+}
+
+fn clear_one(tool: Tool) -> Result<bool, RedirectError> {
+    let mut any = false;
+    for family in families() {
+        let found = tool.read(family)?;
+        if !found.is_empty() {
+            any = true;
+            let tables = found.keys().copied().collect();
+            tool.load(family, &shape::document(&Shapes::new(), &found, &tables))?;
         }
     }
     Ok(any)
@@ -219,7 +246,7 @@ impl Firewall for Iptables {
     }
 
     fn remove(&self) -> Result<(), Fault> {
-        clear()?;
+        clear(Some(self.tool()?))?;
         Ok(())
     }
 }

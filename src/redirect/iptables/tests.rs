@@ -178,7 +178,7 @@ fn check_names(text: &str) -> Result<(), TestCaseError> {
         let words: Vec<&str> = line.split(' ').collect();
         let ours = |name: &str| name.starts_with(PREFIX) && name.len() <= LONGEST_NAME;
         match *words.as_slice() {
-            [table] if table == "COMMIT" => declared.clear(),
+            ["COMMIT"] => declared.clear(),
             [table] => prop_assert!(["*filter", "*raw", "*nat"].contains(&table), "{line}"),
             [name, "-", "[0:0]"] => {
                 prop_assert!(name.strip_prefix(':').is_some_and(ours), "{line}");

@@ -152,6 +152,7 @@ fn explain(stderr: &str, document: &[u8]) -> RedirectError {
         "No chain/target/match",
         "Couldn't load",
         "does not exist",
+        "unable to initialize",
         "not supported",
         "Extension",
     ]
@@ -212,6 +213,10 @@ mod tests {
         );
         assert_eq!(code("Another app is currently holding the xtables lock; still 4s"), "ENM-R005");
         assert_eq!(code("iptables-restore: line 2 failed: No chain/target/match by that name."), "ENM-R015");
+        assert_eq!(
+            code("iptables-restore v1.8.9 (legacy): iptables-restore: unable to initialize table 'nat'"),
+            "ENM-R015"
+        );
         assert_eq!(code("iptables-restore: line 2 failed"), "ENM-R016");
         assert_eq!(code(""), "ENM-R016");
         let told =

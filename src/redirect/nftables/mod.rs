@@ -6,12 +6,13 @@ mod picture;
 #[cfg(test)]
 mod tests;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use serde_json::Value as Json;
 
 use self::diff::Wordings;
 use self::picture::Picture;
+use super::iptables;
 use super::ruleset::{self, Ruleset, json};
 use super::watch::{Drift, OwnCommits};
 use super::{Desired, Firewall, Observed, RedirectError};
@@ -34,6 +35,8 @@ pub struct Nftables {
     known: RefCell<Option<Ruleset>>,
     /// What [`Drift`] need not tell.
     own: OwnCommits,
+    /// Whether it was looked for rules that the other driver left behind.
+    looked: Cell<bool>,
 }
 
 impl Nftables {
@@ -102,15 +105,57 @@ impl Nftables {
                 left.truncate(NAMED_DIFFERENCES);
                 return Err(RedirectError::ReadBack { differences: left });
             }
+            if there_is_none && !self.looked.replace(true) {
+                retire_the_other();
+            }
         }
         self.known.replace(Some(ruleset));
         Ok(differences)
     }
 }
 
+/// Removes what the driver `iptables` left behind, now that our rules are there: the host changed its driver.
+fn retire_the_other() {
+    match iptables::clear(None) {
+        Ok(false) => {}
+        Ok(true) => tracing::info!("the chains of the driver iptables are removed; nftables took over"),
+        Err(error) => tracing::warn!(%error, "chains of the driver iptables may be left behind"),
+    }
+}
+
 /// The difference between a host that should have our table and one that has none.
 fn no_table() -> String {
     format!("+ table inet {}", ruleset::TABLE)
+}
+
+/// Whether the rules that every policy needs could be set here. Nothing is set. What a try would find out, such as
+/// a missing privilege, speaks not against nftables.
+///
+/// # Errors
+/// `nft` is not there, lacks JSON, or the kernel lacks NAT for both families at once.
+pub(super) fn works() -> Result<(), RedirectError> {
+    let trial = json::replace(&ruleset::husk()).to_string();
+    match nft(&["-j", "-c", "-f", "-"], trial.as_bytes()) {
+        Err(
+            error @ (RedirectError::NoNft
+            | RedirectError::NoJson
+            | RedirectError::KernelLacks { .. }
+            | RedirectError::Refused { .. }),
+        ) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Removes our table and returns whether there was one.
+///
+/// # Errors
+/// `nft` is not there, or the kernel refused.
+pub(super) fn clear() -> Result<bool, RedirectError> {
+    let any = Nftables::read()?.is_some();
+    if any {
+        command::load(&json::remove().to_string())?;
+    }
+    Ok(any)
 }
 
 impl Firewall for Nftables {

@@ -261,7 +261,7 @@ fn foreign_redirectors_are_found_and_can_be_removed() {
 
 /// A policy made up from `seed`; every kind of thing occurs, also what planners should not ask for
 /// (overlaps, services under bypassed users).
-fn random(seed: u64) -> Desired {
+pub fn random(seed: u64) -> Desired {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut policy = bare();
     policy.generation.number = seed;

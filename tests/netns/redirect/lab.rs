@@ -82,9 +82,19 @@ impl Space {
         self.tool("ip", arguments, "");
     }
 
-    /// The rules of everybody in the namespace, as nft lists them.
+    /// The rules of everybody in the namespace: as nft lists them, and those of iptables-legacy, which nft does not
+    /// see.
     pub fn rules(&self) -> String {
-        self.tool("nft", "list ruleset", "")
+        let mut rules = self.tool("nft", "list ruleset", "");
+        for family in ["iptables-legacy-save", "ip6tables-legacy-save"] {
+            let saved = self.tool(family, "", "");
+            for line in saved.lines().filter(|line| !line.starts_with('#')) {
+                // Without the counters of the kernel's own chains.
+                rules.push_str(line.split(" [").next().unwrap_or_default());
+                rules.push('\n');
+            }
+        }
+        rules
     }
 }
 

@@ -8,6 +8,8 @@
 #[cfg(test)]
 mod drivers;
 #[cfg(test)]
+mod iptables;
+#[cfg(test)]
 mod kernel;
 #[cfg(test)]
 mod lab;

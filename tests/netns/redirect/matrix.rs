@@ -2,8 +2,9 @@
 //! a case of our own next to it.
 
 use enmesh::config::{Ipv6Policy, OnProxyFailure};
-use enmesh::redirect::{Desired, Firewall};
+use enmesh::redirect::Desired;
 
+use crate::drivers::{Driver, cases};
 use crate::lab::{Lab, Outcome};
 use crate::worlds::{
     APP, CONSUL, NOBODY, OTHER, PROXY, down, ipv6, legacy, live, on_failure, only, two_users, whole_host,
@@ -34,9 +35,6 @@ enum Expect {
 
 use Expect::{At, Refused};
 use Source::{Host, HostUdp, Peer, PeerUdp};
-
-/// Makes the driver under test.
-type Driver = fn() -> Box<dyn Firewall>;
 
 type Row = (&'static str, Source, &'static str, Expect);
 
@@ -347,23 +345,6 @@ fn dns_of_some(driver: Driver) {
         ("53c bypassed beats captured", HostUdp(CONSUL), "10.9.0.1:53", At("peer")),
     ];
     check(driver, live(with_dns(&[APP, CONSUL])), rows);
-}
-
-/// Every case with every driver; none is left out for any.
-macro_rules! cases {
-    ($($case:ident),* $(,)?) => {
-        cases!(nftables: $($case),*);
-        cases!(iptables_nft: $($case),*);
-        cases!(iptables_legacy: $($case),*);
-    };
-    ($driver:ident: $($case:ident),*) => {
-        mod $driver {
-            $(#[test]
-            fn $case() {
-                super::$case(crate::drivers::$driver);
-            })*
-        }
-    };
 }
 
 cases! {

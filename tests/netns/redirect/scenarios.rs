@@ -1,4 +1,5 @@
-//! Cases that take more than one connection: what lives on, what comes back, what is left behind.
+//! Cases that take more than one connection: what lives on, what comes back, what is left behind. For every driver
+//! but the last, which edits the table of one.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -8,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use enmesh::redirect::{Desired, Firewall, Nftables};
 
+use crate::drivers::{Driver, cases, nftables};
 use crate::lab::{Call, Lab, Outcome, SOON};
 use crate::worlds::{APP, CONSUL, down, legacy, live, two_users, whole_host, with_dns};
 
-fn apply(lab: &Lab, desired: Desired) {
-    lab.host.run(move || Nftables::new().apply(&desired)).unwrap_or_else(|fault| panic!("{fault}"));
+fn apply(lab: &Lab, driver: Driver, desired: Desired) {
+    lab.host.run(move || driver().apply(&desired)).unwrap_or_else(|fault| panic!("{fault}"));
 }
 
 fn address(text: &str) -> SocketAddr {
@@ -32,8 +34,7 @@ fn call(result: Result<Call, Outcome>) -> Call {
 }
 
 /// Rows 29, 30, 31: nothing that runs is touched by the first install.
-#[test]
-fn connections_from_before_the_install_live_on() {
+fn connections_from_before_the_install_live_on(driver: Driver) {
     let lab = Lab::new();
     let mut out = call(lab.host.call(APP, address("10.9.0.1:80")));
     let mut out6 = call(lab.host.call(APP, address("[fd09::1]:80")));
@@ -41,7 +42,7 @@ fn connections_from_before_the_install_live_on() {
     let mut ssh = call(lab.peer.call(0, address("10.9.0.2:22")));
     let mut instance = call(lab.host.call(APP, address("10.9.0.1:9000")));
     for desired in [live(whole_host()), live(legacy()), down(two_users()), live(two_users())] {
-        apply(&lab, desired);
+        apply(&lab, driver, desired);
         assert!(out.alive() && out6.alive(), "outbound");
         assert!(inn.alive(), "inbound");
         assert!(ssh.alive(), "SSH");
@@ -53,10 +54,9 @@ fn connections_from_before_the_install_live_on() {
 
 /// Row 19: a virtual IP needs no default route. Row 20: nobody at the sidecar's port, an error at
 /// once.
-#[test]
-fn virtual_ips_need_no_route_out() {
+fn virtual_ips_need_no_route_out(driver: Driver) {
     let lab = Lab::new();
-    apply(&lab, live(whole_host()));
+    apply(&lab, driver, live(whole_host()));
     lab.host.ip("route del default");
     let Outcome::Reached { who, original, from } = lab.host.dial(APP, address("240.0.0.1:80")) else {
         panic!("row 19")
@@ -65,17 +65,16 @@ fn virtual_ips_need_no_route_out() {
     assert!(!from.is_unspecified());
     let mut policy = whole_host();
     policy.outbound.values_mut().for_each(|capture| capture.port = 15099);
-    apply(&lab, live(policy));
+    apply(&lab, driver, live(policy));
     let started = Instant::now();
     assert_eq!(lab.host.dial(APP, address("240.0.0.1:80")), Outcome::Refused, "row 20");
     assert!(started.elapsed() < SOON);
 }
 
 /// Row 21: what is refused is never seen on the wire. Row 22: the guard does not stand in the way.
-#[test]
-fn refused_means_not_on_the_wire() {
+fn refused_means_not_on_the_wire(driver: Driver) {
     let lab = Lab::new();
-    apply(&lab, down(whole_host()));
+    apply(&lab, driver, down(whole_host()));
     let before = lab.on_the_wire();
     // Even when virtual IPs are routed outside.
     lab.host.ip("route del 240.0.0.0/4 dev lo");
@@ -87,15 +86,14 @@ fn refused_means_not_on_the_wire() {
     assert_eq!(lab.host.ask(APP, address("240.0.0.1:9999")), Outcome::Refused);
     assert_eq!(lab.on_the_wire(), before);
     lab.host.ip("route add 240.0.0.0/4 dev lo");
-    apply(&lab, live(whole_host()));
+    apply(&lab, driver, live(whole_host()));
     assert_eq!(who(&lab.host.dial(APP, address("240.0.0.1:80"))), "out");
 }
 
 /// Rows 33 and 34: a hundred replacements under load. Nothing goes astray, nothing breaks.
-#[test]
-fn replacing_under_load_is_seamless() {
+fn replacing_under_load_is_seamless(driver: Driver) {
     let lab = Lab::new();
-    apply(&lab, live(whole_host()));
+    apply(&lab, driver, live(whole_host()));
     let mut redirected = call(lab.host.call(APP, address("10.9.0.1:80")));
     let stop = Arc::new(AtomicBool::new(false));
     let until = Arc::clone(&stop);
@@ -111,8 +109,8 @@ fn replacing_under_load_is_seamless() {
             (good, astray)
         })
     });
-    lab.host.run(|| {
-        let firewall = Nftables::new();
+    lab.host.run(move || {
+        let firewall = driver();
         for round in 0..50 {
             let mut policy = whole_host();
             policy.generation.number = round;
@@ -130,40 +128,43 @@ fn replacing_under_load_is_seamless() {
 
 /// Row 35: the rules do not need the process that set them. Row 36: drain keeps what is redirected
 /// and sends what is new directly. Row 83: nothing of ours stays, and what is others' does.
-#[test]
-fn drain_then_remove_leaves_nothing() {
+fn drain_then_remove_leaves_nothing(driver: Driver) {
     let lab = Lab::new();
     lab.host.tool(
         "nft",
         "-f -",
         "table ip theirs { chain c { type filter hook input priority 0; accept; }\n }",
     );
+    if driver().name() == "iptables" {
+        // The tables of the kernel's own chains come with the first rule and stay, empty.
+        lab.host.run(move || driver().apply(&live(with_dns(&[]))).and_then(|()| driver().remove())).unwrap();
+    }
     let before = lab.host.rules();
-    apply(&lab, live(with_dns(&[])));
+    assert!(!before.contains("enmesh") && !before.contains("ENMESH"), "{before}");
+    apply(&lab, driver, live(with_dns(&[])));
     let mut out = call(lab.host.call(APP, address("10.9.0.1:80")));
     let mut out6 = call(lab.host.call(APP, address("[fd09::1]:80")));
     let mut inn = call(lab.peer.call(0, address("10.9.0.2:8080")));
-    lab.host.run(|| Nftables::new().drain()).unwrap();
+    lab.host.run(move || driver().drain()).unwrap();
     thread::sleep(Duration::from_millis(300));
     assert!(out.alive() && out6.alive() && inn.alive(), "redirected before the drain");
     assert_eq!(who(&lab.host.dial(APP, address("10.9.0.1:80"))), "peer");
     assert_eq!(who(&lab.peer.dial(0, address("10.9.0.2:8080"))), "app");
-    let observed = lab.host.run(|| Nftables::new().observe(&live(with_dns(&[])))).unwrap();
+    let observed = lab.host.run(move || driver().observe(&live(with_dns(&[])))).unwrap();
     assert_eq!(observed.generation, None);
     assert!(!observed.differences.is_empty());
-    lab.host.run(|| Nftables::new().remove()).unwrap();
+    lab.host.run(move || driver().remove()).unwrap();
     assert_eq!(lab.host.rules(), before);
     // Both are fine with nothing there.
-    lab.host.run(|| Nftables::new().remove().and_then(|()| Nftables::new().drain())).unwrap();
+    lab.host.run(move || driver().remove().and_then(|()| driver().drain())).unwrap();
     assert_eq!(lab.host.rules(), before);
 }
 
 /// Row 60: an application and a resolver with the same source port each get their own answer, in
 /// either order.
-#[test]
-fn dns_with_one_source_port_for_two() {
+fn dns_with_one_source_port_for_two(driver: Driver) {
     let lab = Lab::new();
-    apply(&lab, live(with_dns(&[])));
+    apply(&lab, driver, live(with_dns(&[])));
     let ask = |uid: u32, port: u16| {
         lab.host.run_as(uid, move || {
             let socket = UdpSocket::bind(("10.9.0.2", port)).unwrap();
@@ -186,8 +187,7 @@ fn dns_with_one_source_port_for_two() {
 
 /// Rows 47 and 48, and DNS of containers beside captured DNS: what is only forwarded is nobody's
 /// business, masquerading included.
-#[test]
-fn forwarded_traffic_is_left_alone() {
+fn forwarded_traffic_is_left_alone(driver: Driver) {
     let lab = Lab::new();
     let container = crate::lab::Space::new();
     lab.host.ip(&format!("link add c0 type veth peer name eth0 netns {}", container.tid()));
@@ -205,7 +205,7 @@ fn forwarded_traffic_is_left_alone() {
     let mut policy = legacy();
     policy.dns = with_dns(&[]).dns;
     for desired in [live(policy.clone()), down(policy)] {
-        apply(&lab, desired);
+        apply(&lab, driver, desired);
         assert_eq!(who(&lab.peer.dial(0, address("172.17.0.5:80"))), "container", "row 47");
         assert_eq!(who(&container.dial(0, address("10.9.0.1:80"))), "peer", "row 48");
         assert_eq!(who(&container.ask(0, address("10.9.0.1:53"))), "peer", "a container's DNS");
@@ -213,10 +213,9 @@ fn forwarded_traffic_is_left_alone() {
 }
 
 /// Row 66.
-#[test]
-fn ping_goes_both_ways() {
+fn ping_goes_both_ways(driver: Driver) {
     let lab = Lab::new();
-    apply(&lab, live(whole_host()));
+    apply(&lab, driver, live(whole_host()));
     for (space, targets) in [(&lab.host, ["10.9.0.1", "fd09::1"]), (&lab.peer, ["10.9.0.2", "fd09::2"])] {
         for target in targets {
             assert!(space.ping(target.parse().unwrap()), "{target}");
@@ -229,7 +228,7 @@ fn ping_goes_both_ways() {
 fn drift_is_seen_and_repaired() {
     let lab = Lab::new();
     let desired = live(two_users());
-    apply(&lab, desired.clone());
+    apply(&lab, nftables, desired.clone());
     let observe = |lab: &Lab| {
         lab.host.run(|| Nftables::new().observe(&live(two_users()))).unwrap_or_else(|fault| panic!("{fault}"))
     };
@@ -253,7 +252,18 @@ fn drift_is_seen_and_repaired() {
         lab.host.tool("nft", "-f -", edit);
         let found = observe(&lab).differences;
         assert!(found.iter().any(|line| line.starts_with(expected)), "{edit}: {found:?}");
-        apply(&lab, desired.clone());
+        apply(&lab, nftables, desired.clone());
         assert_eq!(observe(&lab).differences, Vec::<String>::new(), "{edit}");
     }
+}
+
+cases! {
+    connections_from_before_the_install_live_on,
+    virtual_ips_need_no_route_out,
+    refused_means_not_on_the_wire,
+    replacing_under_load_is_seamless,
+    drain_then_remove_leaves_nothing,
+    dns_with_one_source_port_for_two,
+    forwarded_traffic_is_left_alone,
+    ping_goes_both_ways,
 }
