@@ -176,10 +176,11 @@ impl Engine {
     /// Makes `intent` true.
     ///
     /// Nothing is touched when the host is not fit for it (see `preflight`). Else in this order: what
-    /// was given out is remembered, so that no crash gives it out twice; the rules come up with only those sidecars live that are so already, so that what is not yet in
-    /// the mesh is closed rather than in the clear; each sidecar gets its certificates and files,
-    /// starts, and is live; the rules let traffic to it, and it is asked whether it took everything up;
-    /// sidecars that no plan knows any more end; the generation is recorded.
+    /// was given out is remembered, so that no crash gives it out twice; the rules come up with only
+    /// those sidecars live that are so already, so that what is not yet in the mesh is closed rather
+    /// than in the clear; each sidecar gets its certificates and files, starts, and is live; the rules
+    /// let traffic to it, and it is asked whether it took everything up; sidecars that no plan knows any
+    /// more end; the generation is recorded.
     pub async fn converge(&mut self, intent: Intent) -> Outcome {
         let Intent { config, plan, view, .. } = intent;
         let mut faults = match preflight::check(&plan) {

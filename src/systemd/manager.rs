@@ -1,6 +1,7 @@
 //! The few calls of `org.freedesktop.systemd1` that enmesh makes (org.freedesktop.systemd1(5)).
 
-use zbus::{OwnedObjectPath, proxy};
+use zbus::proxy::CacheProperties;
+use zbus::{Connection, OwnedObjectPath, proxy};
 
 /// A file that systemd made or removed: kind (`symlink`, `unlink`), path, target.
 pub type FileChange = (String, String, String);
@@ -104,4 +105,19 @@ pub trait Service {
     /// Its exit status or signal number.
     #[zbus(property)]
     fn exec_main_status(&self) -> zbus::Result<i32>;
+}
+
+/// Both faces of a loaded service unit, uncached: what is read is what is true now.
+///
+/// # Errors
+/// The bus does not answer.
+pub async fn faces<'a>(
+    connection: &Connection,
+    path: &'a OwnedObjectPath,
+) -> zbus::Result<(UnitProxy<'a>, ServiceProxy<'a>)> {
+    let unit =
+        UnitProxy::builder(connection).path(path).cache_properties(CacheProperties::No).build().await?;
+    let service =
+        ServiceProxy::builder(connection).path(path).cache_properties(CacheProperties::No).build().await?;
+    Ok((unit, service))
 }

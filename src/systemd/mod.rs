@@ -31,7 +31,7 @@ use zbus::proxy::CacheProperties;
 
 use self::error::SystemdError;
 use self::job::Verb;
-use self::manager::{ManagerProxy, ServiceProxy, UnitProxy};
+use self::manager::ManagerProxy;
 use self::watch::{Seen, Signals};
 use crate::base::units::{UnitEvent, UnitSpec, UnitState, UnitStatus, Units};
 use crate::base::{Fault, LocalFuture, Root, process};
@@ -191,16 +191,7 @@ impl Shared {
         let manager = self.manager().await?;
         let path = manager.load_unit(unit).await.map_err(|e| call_failed("LoadUnit", unit, e))?;
         let read = async {
-            let of_unit = UnitProxy::builder(&connection)
-                .path(&path)
-                .cache_properties(CacheProperties::No)
-                .build()
-                .await?;
-            let of_service = ServiceProxy::builder(&connection)
-                .path(&path)
-                .cache_properties(CacheProperties::No)
-                .build()
-                .await?;
+            let (of_unit, of_service) = manager::faces(&connection, &path).await?;
             let pid = Some(of_service.main_pid().await?).filter(|&pid| pid != 0);
             let (active, sub) = (of_unit.active_state().await?, of_unit.sub_state().await?);
             let state = watch::state_of(&active, &sub, pid);

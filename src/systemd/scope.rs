@@ -1,9 +1,6 @@
 //! Which user a unit runs as, for `scope = "unit:NAME.service"`.
 
-use zbus::proxy::CacheProperties;
-
-use super::manager::{ServiceProxy, UnitProxy};
-use super::{Systemd, call_failed};
+use super::{Systemd, call_failed, manager};
 use crate::base::Fault;
 
 /// systemd's "no user" (the `UID` property of a service that does not run).
@@ -25,22 +22,18 @@ impl Systemd {
     /// `ENM-S…` the bus does not answer.
     pub async fn user_of(&self, unit: &str) -> Result<Option<UnitUser>, Fault> {
         let connection = self.shared.connection();
-        let manager = self.shared.manager().await?;
-        let path = manager.load_unit(unit).await.map_err(|e| call_failed("LoadUnit", unit, e))?;
+        let path = self
+            .shared
+            .manager()
+            .await?
+            .load_unit(unit)
+            .await
+            .map_err(|e| call_failed("LoadUnit", unit, e))?;
         let read = async {
-            let of_unit = UnitProxy::builder(&connection)
-                .path(&path)
-                .cache_properties(CacheProperties::No)
-                .build()
-                .await?;
+            let (of_unit, of_service) = manager::faces(&connection, &path).await?;
             if of_unit.load_state().await? != "loaded" {
                 return zbus::Result::Ok(None);
             }
-            let of_service = ServiceProxy::builder(&connection)
-                .path(&path)
-                .cache_properties(CacheProperties::No)
-                .build()
-                .await?;
             let uid = of_service.uid().await?;
             Ok(Some(match uid {
                 NO_UID => UnitUser::Named(of_service.user().await?),
