@@ -38,7 +38,7 @@ impl Adapters {
             Some(systemd) => Rc::clone(systemd) as Rc<dyn Units>,
             None => Rc::new(Supervisor::new(root.clone(), Timing::default())),
         };
-        Ok(Adapters { firewall: firewall(host.driver)?, units, mesh, systemd })
+        Ok(Adapters { firewall: firewall(host.driver), units, mesh, systemd })
     }
 
     /// Takes up what the host file says of the mesh now.
@@ -62,12 +62,12 @@ impl Adapters {
 }
 
 /// The driver. `auto` means nftables where it works, else iptables.
-fn firewall(driver: Driver) -> Result<Box<dyn Firewall>, Fault> {
-    Ok(match driver {
+fn firewall(driver: Driver) -> Box<dyn Firewall> {
+    match driver {
         Driver::Nftables => Box::new(Nftables::new()),
         Driver::Iptables => Box::new(Iptables::new()),
-        Driver::Auto => redirect::best()?,
-    })
+        Driver::Auto => redirect::best(),
+    }
 }
 
 /// The source of the mesh's view. `auto` means `static` where there is a peers file.

@@ -64,18 +64,15 @@ pub fn render_iptables(policy: &RedirectPolicy, live: &BTreeSet<ServiceId>) -> [
     iptables::render(&ruleset::build(policy, live))
 }
 
-/// The best driver that works here: nftables; where there is none, or one that lacks what is needed, iptables.
-///
-/// # Errors
-/// What is wrong with nftables, when there is no iptables either.
-pub fn best() -> Result<Box<dyn Firewall>, Fault> {
-    let Err(error) = nftables::works() else { return Ok(Box::new(Nftables::new())) };
-    match iptables::Tool::installed().is_empty() {
-        true => Err(error.into()),
-        false => {
+/// The best driver that works here: nftables; where there is none, or one that lacks what is needed, iptables. Where
+/// there is neither it is nftables, which says what it lacks whenever it is used.
+pub fn best() -> Box<dyn Firewall> {
+    match nftables::works() {
+        Err(error) if !iptables::Tool::installed().is_empty() => {
             tracing::info!(%error, "nftables does not work here, so iptables is used");
-            Ok(Box::new(Iptables::new()))
+            Box::new(Iptables::new())
         }
+        _ => Box::new(Nftables::new()),
     }
 }
 

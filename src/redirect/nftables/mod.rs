@@ -6,7 +6,7 @@ mod picture;
 #[cfg(test)]
 mod tests;
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 
 use serde_json::Value as Json;
 
@@ -35,8 +35,6 @@ pub struct Nftables {
     known: RefCell<Option<Ruleset>>,
     /// What [`Drift`] need not tell.
     own: OwnCommits,
-    /// Whether it was looked for rules that the other driver left behind.
-    looked: Cell<bool>,
 }
 
 impl Nftables {
@@ -72,7 +70,13 @@ impl Nftables {
     /// cheaper than asking first.
     fn make(&self, ruleset: &Ruleset, wanted: &Picture) -> Result<Vec<String>, RedirectError> {
         match self.load(&json::create(ruleset)) {
-            Ok(()) => self.compare(wanted, true),
+            Ok(()) => {
+                let differences = self.compare(wanted, true)?;
+                if differences.is_empty() {
+                    retire_the_other();
+                }
+                Ok(differences)
+            }
             Err(RedirectError::Refused { .. }) => self.compare(wanted, false),
             Err(error) => Err(error),
         }
@@ -104,9 +108,6 @@ impl Nftables {
             if !left.is_empty() {
                 left.truncate(NAMED_DIFFERENCES);
                 return Err(RedirectError::ReadBack { differences: left });
-            }
-            if there_is_none && !self.looked.replace(true) {
-                retire_the_other();
             }
         }
         self.known.replace(Some(ruleset));

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use enmesh::base::exec;
 use enmesh::redirect::{Firewall, Nftables, render_json, render_text};
 
+use crate::drivers::{Driver, iptables_legacy, iptables_nft};
 use crate::lab::Space;
 use crate::worlds::{down, live, two_users};
 
@@ -60,4 +61,32 @@ fn applying_costs_little_more_than_loading() {
         );
         assert!(whole < bare * 3 + Duration::from_millis(20), "nft -f {bare:?}, apply {whole:?}");
     });
+}
+
+/// The same for iptables, beside the program alone; and what a long list of networks takes.
+#[test]
+fn applying_with_iptables_is_bounded() {
+    for (driver, name) in [(iptables_nft as Driver, "nft"), (iptables_legacy, "legacy")] {
+        Space::new().run(move || {
+            let firewall = driver();
+            let whole = median(|| firewall.remove().unwrap(), || firewall.apply(&live(two_users())).unwrap());
+            let back = median(
+                || firewall.apply(&down(two_users())).unwrap(),
+                || firewall.apply(&live(two_users())).unwrap(),
+            );
+            let observe = median(|| (), || drop(firewall.observe(&live(two_users())).unwrap()));
+            let mut policy = two_users();
+            policy.bypass_cidrs.extend((0..10_000_u32).map(|n| -> ipnet::IpNet {
+                format!("10.{}.{}.0/25", n / 256, n % 256).parse().unwrap()
+            }));
+            let started = Instant::now();
+            firewall.apply(&live(policy)).unwrap();
+            let many = started.elapsed();
+            println!(
+                "iptables-{name}, all with read-back: all chains {whole:?}, sidecars up {back:?}; observe {observe:?}; \
+                 10 000 networks {many:?}"
+            );
+            assert!(many < Duration::from_secs(15), "{many:?}");
+        });
+    }
 }
