@@ -129,12 +129,6 @@ pub enum ConvergeError {
         /// `fs.inotify.max_user_instances`.
         limit: usize,
     },
-    /// The deed was done and the world still differs.
-    #[error("after converging, the host still differs: {detail}")]
-    StillDiffers {
-        /// The differences.
-        detail: String,
-    },
 }
 
 impl Explain for ConvergeError {
@@ -150,7 +144,6 @@ impl Explain for ConvergeError {
             ConvergeError::NotYet { .. } => "ENM-D008",
             ConvergeError::Watch { .. } => "ENM-D009",
             ConvergeError::Listen { .. } => "ENM-D010",
-            ConvergeError::StillDiffers { .. } => "ENM-D011",
             ConvergeError::ForeignRedirector { .. } => "ENM-D012",
             ConvergeError::Stranger { .. } => "ENM-D013",
             ConvergeError::Capabilities { .. } => "ENM-D014",
@@ -199,9 +192,6 @@ impl Explain for ConvergeError {
             ConvergeError::Stranger { pid, .. } => format!(
                 "run it under a user of its own (`ps -o args= -p {pid}` shows what it is), or give the sidecars another with [envoy] user"
             ),
-            ConvergeError::StillDiffers { .. } => {
-                "something else on this host edits what enmesh set; `enmesh plan` shows the difference".to_owned()
-            }
         }
     }
 

@@ -21,6 +21,7 @@ use crate::base::units::UnitEvent;
 use crate::base::{Fault, Root, files};
 use crate::config;
 use crate::converge::{ConvergeError, Engine, Lock, Outcome, Purpose, Status};
+use crate::supervise::reap;
 use crate::systemd::notify;
 use control::{Deed, Done, Request};
 use drift::Guard;
@@ -33,6 +34,10 @@ use watch::Watcher;
 /// The daemon cannot start at all: another one runs, the firewall or the service manager is not to
 /// be had. What goes wrong later is reported and tried again.
 pub async fn run(root: Root) -> Result<(), Fault> {
+    if reap::is_init() {
+        // The container's orphans are ours.
+        tokio::task::spawn_local(reap::reap_orphans());
+    }
     let _lock = Lock::take(&root)?;
     let socket = root.join(control::SOCKET);
     let (engine, faults) = Engine::open(root, Purpose::Converge).await?;

@@ -133,11 +133,6 @@ impl Host {
         Root::new(self.folder.join("root"))
     }
 
-    /// The daemon's control socket.
-    pub fn control_socket(&self) -> PathBuf {
-        self.root().join("/run/enmesh/enmesh.sock")
-    }
-
     /// What its daemon and its sidecar have said.
     pub fn log(&self) -> PathBuf {
         self.folder.join("daemon.log")

@@ -190,6 +190,22 @@ impl Bed {
         self
     }
 
+    /// Starts the daemon as process number 1 of a process namespace, as in a container. Returns its
+    /// number out here.
+    #[expect(clippy::disallowed_methods, reason = "the container is the test's own")]
+    pub fn start_as_init(&mut self) -> u32 {
+        let log = File::options().create(true).append(true).open(self.log_file()).unwrap();
+        let mut command = Command::new("/usr/bin/unshare");
+        command.args(["--pid", "--fork", "--mount-proc", "--kill-child", enmesh(), "run", "--root"]);
+        command.arg(self.root.path());
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).process_group(0);
+        let outer = self.namespace.run(|| command.spawn().unwrap()).unwrap();
+        let children = format!("/proc/{0}/task/{0}/children", outer.id());
+        self.daemon = Some(outer);
+        let first = || fs::read_to_string(&children).unwrap().trim().parse::<u32>();
+        until("process number 1", LIMIT, first).unwrap()
+    }
+
     fn log_file(&self) -> PathBuf {
         self._dir.path().join("log")
     }

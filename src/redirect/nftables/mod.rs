@@ -115,7 +115,8 @@ impl Nftables {
     }
 }
 
-/// Removes what the driver `iptables` left behind, now that our rules are there: the host changed its driver.
+/// Removes what the driver `iptables` left behind, now that our rules are there: the host changed its
+/// driver.
 fn retire_the_other() {
     match iptables::clear(None) {
         Ok(false) => {}
@@ -129,8 +130,8 @@ fn no_table() -> String {
     format!("+ table inet {}", ruleset::TABLE)
 }
 
-/// Whether the rules that every policy needs could be set here. Nothing is set. What a try would find out, such as
-/// a missing privilege, speaks not against nftables.
+/// Whether the rules that every policy needs could be set here. Nothing is set. What a try would find
+/// out, such as a missing privilege, speaks not against nftables.
 ///
 /// # Errors
 /// `nft` is not there, lacks JSON, or the kernel lacks NAT for both families at once.

@@ -133,3 +133,24 @@ fn the_end_of_the_daemon_closes_rather_than_opens() {
     assert!(bed.rules().contains("reject"), "{}", bed.rules());
     bed.start().await_ready();
 }
+
+/// A container's first process inherits what nobody waits for.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "the orphan is the test's own")]
+fn as_process_number_1_it_runs_sidecars_and_reaps_orphans() {
+    let mut bed = Bed::new();
+    let init = bed.start_as_init();
+    bed.await_ready();
+    let enter = ["-t", &init.to_string(), "-p", "-m", "/bin/sh", "-c", "sleep 1 >/dev/null 2>&1 & echo started"];
+    let output = std::process::Command::new("/usr/bin/nsenter").args(enter).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let orphans = || {
+        let children = std::fs::read_to_string(format!("/proc/{init}/task/{init}/children")).unwrap();
+        let name = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        children.split_whitespace().filter(|pid| name(pid).trim() == "sleep").count()
+    };
+    assert_eq!(orphans(), 1, "the orphan has come to us");
+    let gone = || if orphans() == 0 { Ok(()) } else { Err("it is still there, a zombie by now") };
+    crate::host_bed::until("the orphan's end", LIMIT, gone).unwrap();
+    bed.await_ready();
+}
