@@ -141,7 +141,8 @@ fn as_process_number_1_it_runs_sidecars_and_reaps_orphans() {
     let mut bed = Bed::new();
     let init = bed.start_as_init();
     bed.await_ready();
-    let enter = ["-t", &init.to_string(), "-p", "-m", "/bin/sh", "-c", "sleep 1 >/dev/null 2>&1 & echo started"];
+    let enter =
+        ["-t", &init.to_string(), "-p", "-m", "/bin/sh", "-c", "sleep 1 >/dev/null 2>&1 & echo started"];
     let output = std::process::Command::new("/usr/bin/nsenter").args(enter).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     let orphans = || {
