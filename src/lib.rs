@@ -1,7 +1,7 @@
 //! enmesh puts the services of a Linux host into a Consul service mesh with transparent proxy.
 //!
 //! The rooms, from the floor up; a room imports only rooms that stand above it in this list. The
-//! adapters (`redirect` to `netns`) know the plan's types and never each other.
+//! adapters (`consul` to `systemd`) know the plan's types and never each other.
 
 pub mod base;
 pub mod config;
@@ -9,11 +9,12 @@ pub mod plan;
 
 pub mod consul;
 pub mod envoy;
-pub mod mesh;
 pub mod netns;
 pub mod redirect;
 pub mod supervise;
 pub mod systemd;
+
+pub mod mesh;
 
 pub mod converge;
 pub mod daemon;

@@ -17,15 +17,15 @@ const FLOORS: [(&str, u8); 14] = [
     ("plan", 2),
     ("consul", 3),
     ("envoy", 3),
-    ("mesh", 3),
     ("netns", 3),
     ("redirect", 3),
     ("supervise", 3),
     ("systemd", 3),
-    ("converge", 4),
-    ("daemon", 5),
-    ("demo", 6),
-    ("cli", 7),
+    ("mesh", 4),
+    ("converge", 5),
+    ("daemon", 6),
+    ("demo", 7),
+    ("cli", 8),
 ];
 
 /// Longest file, in lines.

@@ -1,5 +1,6 @@
 //! The host file, `/etc/enmesh/enmesh.toml`, and its drop-ins.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -138,9 +139,48 @@ pub struct ConsulConfig {
     /// Admin partition.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub partition: Option<ServiceName>,
+    /// Namespace, in Consul Enterprise: of the login, and of services that name none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<ServiceName>,
+    /// The name that the API's certificate is for, where it is not that of the address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_server_name: Option<String>,
+    /// Where Consul's xDS is (`http://`, `https://` or `unix://`); the agent is asked unless set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grpc_address: Option<String>,
+    /// PEM file with the CA of xDS; that of the API unless set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grpc_ca_file: Option<PathBuf>,
+    /// Consul's DNS; 127.0.0.1:8600 unless set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub dns: Option<SocketAddr>,
+    /// The catalog's node for services that are registered without an agent; the host's name with
+    /// `-enmesh` unless set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Gets the ACL token by a login, rather than from a file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub login: Option<LoginConfig>,
+    /// Folder with config entries and intentions (`*.json`) that are kept in Consul.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub config_entries: Option<PathBuf>,
     /// The user the agent runs as; its traffic is never captured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<UserSpec>,
+}
+
+/// A login at one of Consul's auth methods.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LoginConfig {
+    /// The auth method, of type `jwt`.
+    pub method: String,
+    /// File with the bearer token; it is read anew for each login.
+    pub bearer_token_file: PathBuf,
+    /// Goes into the token's description, where who cleans up finds it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub meta: BTreeMap<String, String>,
 }
 
 /// The sidecars.

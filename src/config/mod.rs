@@ -21,8 +21,8 @@ pub mod value;
 use std::path::PathBuf;
 
 pub use host::{
-    ConsulConfig, ControlPlane, DnsConfig, Driver, EnvoyConfig, HostConfig, PortsConfig, Profile,
-    RegistrationMode, StaticConfig,
+    ConsulConfig, ControlPlane, DnsConfig, Driver, EnvoyConfig, HostConfig, LoginConfig, PortsConfig,
+    Profile, RegistrationMode, StaticConfig,
 };
 pub use load::{load, load_beside, load_path, watched_paths};
 pub use schema::{schema_host, schema_service};

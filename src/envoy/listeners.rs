@@ -11,7 +11,7 @@ use super::layout::Layout;
 use super::options::ProxyOptions;
 use super::secrets::downstream_tls;
 use super::typed::{address, any, extension, tcp_proxy};
-use crate::plan::{Caller, ExplicitUpstream, MeshView, ServicePlan};
+use crate::plan::{Access, ExplicitUpstream, MeshView, ServicePlan};
 
 const LISTENER: &str = "envoy.config.listener.v3.Listener";
 const LOOPBACK_V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -107,15 +107,15 @@ fn public(
 /// Who may call, as regular expressions over SPIFFE ids. As in Consul, whatever the caller's
 /// datacenter is.
 fn callers(service: &ServicePlan, mesh: &MeshView) -> Vec<String> {
-    let allow = mesh.services.get(&service.name).map(|known| &known.allow);
+    let Some(callers) = mesh.services.get(&service.name).map(|known| &known.callers) else {
+        return Vec::new();
+    };
     let trust_domain = literal(&mesh.trust_domain);
-    allow
+    let named = callers.named.iter().filter(|(_, access)| **access == Access::Allow);
+    let others = (callers.others == Access::Allow).then(|| "[^/]+".to_owned());
+    others
         .into_iter()
-        .flatten()
-        .map(|caller| match caller {
-            Caller::Any => "[^/]+".to_owned(),
-            Caller::Service(name) => literal(name.as_str()),
-        })
+        .chain(named.map(|(name, _)| literal(name.as_str())))
         .map(|service| format!("^spiffe://{trust_domain}/ns/default/dc/[^/]+/svc/{service}$"))
         .collect()
 }

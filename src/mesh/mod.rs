@@ -15,4 +15,4 @@ mod source;
 pub use commands::{InitReport, InitRequest, IssueReport, IssueRequest, ca_init, ca_issue};
 pub use dns::Resolver;
 pub use peers::TrustDomain;
-pub use source::{MeshSource, StaticMesh, UNMADE_TRUST_DOMAIN};
+pub use source::{Link, Local, MeshSource, StaticMesh, UNMADE_TRUST_DOMAIN};

@@ -1,12 +1,15 @@
 //! Where the view of the mesh and the credentials of its services come from.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
 use crate::base::{Fault, LocalFuture, Root};
 use crate::config::StaticConfig;
-use crate::config::value::ServiceId;
+use crate::config::value::{ServiceId, ServiceName};
 use crate::plan::{Credentials, MeshView, SpiffeId};
+
+use serde::Serialize;
 
 use super::ca::{self, Authority, CaError, FolderState, LeafStore, ROOT_CERTIFICATE, ROOT_KEY, Trust};
 use super::{TrustDomain, peers};
@@ -41,6 +44,46 @@ pub trait MeshSource {
 
     /// Files and folders whose change may change an answer. They need not exist.
     fn watch_paths(&self) -> Vec<PathBuf>;
+
+    /// Says which services this host has, so that what concerns them is followed. A source that knows
+    /// everything at all times has nothing to do.
+    fn follow(&self, _services: &[Local]) {}
+
+    /// Waits until an answer may have changed since it was given, however long that takes. Safe to
+    /// drop: what changed meanwhile is told at once the next time. Sources of files never say so; their
+    /// [`MeshSource::watch_paths`] do.
+    fn changed(&self) -> LocalFuture<'_, ()> {
+        Box::pin(std::future::pending())
+    }
+
+    /// How the connection to the control plane is; `None` where there is none to be had.
+    fn link(&self) -> Option<Link> {
+        None
+    }
+}
+
+/// A service of this host, as far as a source needs to know it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Local {
+    /// Its id.
+    pub id: ServiceId,
+    /// Its name in the mesh.
+    pub name: ServiceName,
+    /// What it wants to reach in any case: its explicit upstreams.
+    pub upstreams: BTreeSet<ServiceName>,
+    /// Whether it reaches whatever it may call, beside its explicit upstreams.
+    pub transparent: bool,
+}
+
+/// The connection to a control plane.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Link {
+    /// Where it leads.
+    pub server: String,
+    /// Why it does not hold now. What was told last stays in force.
+    pub fault: Option<Fault>,
+    /// Since when it is as it is, in seconds since 1970.
+    pub since: u64,
 }
 
 /// The source of `control_plane = "static"`: a peers file and a local CA.

@@ -190,7 +190,7 @@ impl<'a> Builder<'a> {
             && !entry.instances.iter().any(|instance| instance.address == address)
         {
             let service_port = service.port.map(Port::get);
-            entry.instances.insert(Instance { address, port, service_port });
+            entry.instances.insert(Instance { address, port, service_port, weight: 1 });
         }
     }
 
@@ -218,6 +218,7 @@ impl<'a> Builder<'a> {
                 folder: Path::new(RUN_FOLDER).join(id.as_str()),
                 drain: self.host.envoy.drain,
                 config: service.proxy.config.clone(),
+                xds: self.facts.xds.clone(),
             },
             upstreams: service
                 .upstreams

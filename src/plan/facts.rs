@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use super::{Allocations, Generation, MeshView};
+use serde_json::Value;
+
+use super::{Allocations, Generation, MeshView, Xds};
 use crate::config::value::ServiceId;
 
 /// Facts about one host at one moment.
@@ -36,6 +38,10 @@ pub struct HostFacts {
     pub previous: Option<Generation>,
     /// Who is out there.
     pub mesh: MeshView,
+    /// Who tells the sidecars what to do.
+    pub xds: Xds,
+    /// The sidecars' registrations as Consul gives them back, with the cluster's defaults mixed in.
+    pub merged: BTreeMap<ServiceId, Value>,
     /// Services whose file is in error and whose last good plan is to stay: their configuration as
     /// it was when it was good.
     pub last_good: BTreeMap<ServiceId, crate::config::ServiceConfig>,

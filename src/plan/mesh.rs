@@ -18,11 +18,19 @@ pub struct MeshView {
     pub datacenter: String,
     /// The services, by name.
     pub services: BTreeMap<ServiceName, MeshService>,
+    /// Which services each service of this host can reach; one that is not listed reaches all.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub reach: BTreeMap<ServiceName, BTreeSet<ServiceName>>,
 }
 
 impl Default for MeshView {
     fn default() -> Self {
-        MeshView { trust_domain: String::new(), datacenter: "dc1".to_owned(), services: BTreeMap::new() }
+        MeshView {
+            trust_domain: String::new(),
+            datacenter: "dc1".to_owned(),
+            services: BTreeMap::new(),
+            reach: BTreeMap::new(),
+        }
     }
 }
 
@@ -35,6 +43,11 @@ impl MeshView {
             datacenter: self.datacenter.clone(),
             service: service.to_string(),
         }
+    }
+
+    /// Whether `from`, a service of this host, can reach `to`.
+    pub fn reaches(&self, from: &ServiceName, to: &ServiceName) -> bool {
+        self.reach.get(from).is_none_or(|services| services.contains(to))
     }
 
     /// The server name a client asks for: `<service>.<namespace>.<dc>.internal.<trust domain>`.
@@ -50,8 +63,34 @@ pub struct MeshService {
     pub virtual_ips: BTreeSet<IpAddr>,
     /// Where it runs.
     pub instances: BTreeSet<Instance>,
-    /// Who may call it. Empty: nobody.
-    pub allow: BTreeSet<Caller>,
+    /// Who may call it.
+    #[serde(default)]
+    pub callers: Callers,
+    /// What it speaks.
+    #[serde(default)]
+    pub protocol: Protocol,
+}
+
+/// What a service speaks (Consul: the `protocol` of `service-defaults`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// Anything over TCP.
+    #[default]
+    Tcp,
+    /// HTTP/1.1.
+    Http,
+    /// HTTP/2.
+    Http2,
+    /// gRPC.
+    Grpc,
+}
+
+impl Protocol {
+    /// Whether requests can be told apart in it.
+    pub fn is_http(self) -> bool {
+        self != Protocol::Tcp
+    }
 }
 
 /// One instance of a service.
@@ -64,16 +103,108 @@ pub struct Instance {
     /// The port of the app itself, for connections that dial the instance directly.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_port: Option<u16>,
+    /// Its share of the connections, in proportion to those of the others.
+    #[serde(default = "one")]
+    pub weight: u32,
 }
 
-/// Somebody who may call a service.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+fn one() -> u32 {
+    1
+}
+
+/// Who may call a service: what Consul's intentions say of one destination. A source that is named
+/// decides before everybody else, as in Consul's order of precedence.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Callers {
+    /// By the caller's name.
+    pub named: BTreeMap<ServiceName, Access>,
+    /// Every other service with a certificate of this mesh.
+    pub others: Access,
+}
+
+impl Callers {
+    /// Callers of whom those in `allowed` may do everything, and nobody else may do anything.
+    pub fn only(allowed: impl IntoIterator<Item = ServiceName>) -> Self {
+        let named = allowed.into_iter().map(|name| (name, Access::Allow)).collect();
+        Callers { named, others: Access::Deny }
+    }
+
+    /// Any service of the mesh.
+    pub fn anybody() -> Self {
+        Callers { named: BTreeMap::new(), others: Access::Allow }
+    }
+}
+
+/// What a caller may do.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Caller {
-    /// Any service with a certificate of this mesh.
-    Any,
-    /// One service.
-    Service(ServiceName),
+pub enum Access {
+    /// Nothing.
+    #[default]
+    Deny,
+    /// Everything.
+    Allow,
+    /// What the first rule that fits a request says; one that none fits is denied. For services that
+    /// speak HTTP; for others it is as much as [`Access::Deny`].
+    Requests(Vec<RequestRule>),
+}
+
+/// What happens to requests of one kind (Consul: `Permissions` of an intention's source).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestRule {
+    /// Whether they are let through.
+    pub allow: bool,
+    /// Their path; any unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathMatch>,
+    /// Their method; any when empty.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub methods: BTreeSet<String>,
+    /// Their headers; all of these must fit.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<HeaderRule>,
+}
+
+/// A request's path, without the query.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PathMatch {
+    /// Exactly this.
+    Exact(String),
+    /// What begins with it.
+    Prefix(String),
+    /// What this expression (RE2) matches whole.
+    Regex(String),
+}
+
+/// A header that a request has or has not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeaderRule {
+    /// Its name, in lower case.
+    pub name: String,
+    /// What its value must be.
+    pub value: HeaderMatch,
+    /// Whether requests fit that do *not* have such a header.
+    #[serde(default)]
+    pub invert: bool,
+}
+
+/// The value of a header.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HeaderMatch {
+    /// Anything.
+    Present,
+    /// Exactly this.
+    Exact(String),
+    /// What begins with it.
+    Prefix(String),
+    /// What ends with it.
+    Suffix(String),
+    /// What has it in it.
+    Contains(String),
+    /// What this expression (RE2) matches whole.
+    Regex(String),
 }
 
 /// `spiffe://<trust domain>/ns/<namespace>/dc/<datacenter>/svc/<service>`.

@@ -19,11 +19,14 @@ mod tests;
 pub use allocate::Allocations;
 pub use build::plan;
 pub use facts::HostFacts;
-pub use mesh::{Caller, Credentials, Instance, MeshService, MeshView, SpiffeId};
+pub use mesh::{
+    Access, Callers, Credentials, HeaderMatch, HeaderRule, Instance, MeshService, MeshView, PathMatch,
+    Protocol, RequestRule, SpiffeId,
+};
 pub use policy::{Bypasses, DnsCapture, InboundCapture, InboundPorts, OutboundCapture, RedirectPolicy, Who};
 pub use problem::PlanError;
 pub use registration::registration;
-pub use service::{ExplicitUpstream, ServicePlan, SidecarPlan};
+pub use service::{Ads, AdsServer, ExplicitUpstream, ServicePlan, SidecarPlan, Xds};
 
 use std::collections::BTreeMap;
 use std::fmt;

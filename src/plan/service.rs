@@ -1,6 +1,6 @@
 //! One service of the plan.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -51,6 +51,42 @@ pub struct SidecarPlan {
     pub drain: Span,
     /// Consul's opaque `proxy.config`.
     pub config: serde_json::Map<String, Value>,
+    /// Who tells it what to do.
+    pub xds: Xds,
+}
+
+/// Who tells a sidecar what to do.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Xds {
+    /// Files that enmesh writes.
+    #[default]
+    Files,
+    /// Consul, over gRPC.
+    Ads(Ads),
+}
+
+/// Consul's xDS, as this host reaches it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Ads {
+    /// Where it is.
+    pub server: AdsServer,
+    /// PEM of the CA that its certificate is from; `None` without TLS.
+    pub ca_pem: Option<String>,
+    /// Whether calls carry an ACL token.
+    pub token: bool,
+    /// The catalog's node of the service, where no agent knows it.
+    pub node_name: Option<String>,
+}
+
+/// Where Consul's xDS is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AdsServer {
+    /// Address and port: Envoy's static clusters take no names.
+    Tcp(SocketAddr),
+    /// A unix socket.
+    Unix(PathBuf),
 }
 
 /// An explicit upstream.

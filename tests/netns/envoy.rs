@@ -29,7 +29,7 @@ use enmesh::envoy::{
     validate_document,
 };
 use enmesh::plan::{Credentials, MeshView, ServicePlan};
-use scenarios::{TRUST_DOMAIN, caller, known, mesh, name, scenarios as all, service, upstream};
+use scenarios::{TRUST_DOMAIN, callers, known, mesh, name, scenarios as all, service, upstream};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -268,14 +268,14 @@ fn intentions_change_without_a_restart() {
         assert_eq!(call(API).await.as_deref(), Some("api"));
 
         for (allow, answer) in [("other", None), ("*", Some("api")), ("other", None), ("web", Some("api"))] {
-            pair.mesh.services.get_mut(&name("api")).unwrap().allow = [caller(allow)].into();
+            pair.mesh.services.get_mut(&name("api")).unwrap().callers = callers(&[allow]);
             let published = pair.publish_api().await;
             assert_eq!(published, Published { changed: vec!["lds.json".to_owned()], verified: true });
             assert_eq!(call(API).await.as_deref(), answer, "callers: {allow}");
         }
         let (mut open, _) = Call::open(API).await.unwrap();
         open.echoes().await.unwrap();
-        pair.mesh.services.get_mut(&name("api")).unwrap().allow.clear();
+        pair.mesh.services.get_mut(&name("api")).unwrap().callers = callers(&[]);
         pair.publish_api().await;
         assert_eq!(call(API).await, None, "no callers");
         assert_eq!(api.admin.decisions().await.unwrap(), Decisions { allowed: 4, denied: 3 });

@@ -3,14 +3,15 @@
 
 #![allow(dead_code, reason = "each test target uses a part")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::{Duration, UNIX_EPOCH};
 
 use enmesh::config::value::{Port, ServiceName, Span};
 use enmesh::plan::{
-    Caller, Credentials, ExplicitUpstream, Instance, MeshService, MeshView, ServicePlan, SidecarPlan,
+    Access, Callers, Credentials, ExplicitUpstream, Instance, MeshService, MeshView, Protocol, ServicePlan,
+    SidecarPlan, Xds,
 };
 use serde_json::json;
 
@@ -43,6 +44,7 @@ pub fn service(id: &str) -> ServicePlan {
             folder: PathBuf::from("/run/enmesh").join(id),
             drain: Span::seconds(15),
             config: serde_json::Map::new(),
+            xds: Xds::Files,
         },
         upstreams: Vec::new(),
         registration: json!({}),
@@ -54,6 +56,7 @@ pub fn mesh<const N: usize>(services: [(&str, MeshService); N]) -> MeshView {
         trust_domain: TRUST_DOMAIN.to_owned(),
         datacenter: "dc1".to_owned(),
         services: services.into_iter().map(|(text, known)| (name(text), known)).collect(),
+        ..MeshView::default()
     }
 }
 
@@ -67,14 +70,18 @@ pub fn known(virtual_ips: &[&str], instances: &[(&str, u16, Option<u16>)], allow
                 address: ip(address),
                 port: *port,
                 service_port: *service_port,
+                weight: 1,
             })
             .collect(),
-        allow: allow.iter().map(|text| caller(text)).collect::<BTreeSet<_>>(),
+        callers: callers(allow),
+        protocol: Protocol::Tcp,
     }
 }
 
-pub fn caller(text: &str) -> Caller {
-    if text == "*" { Caller::Any } else { Caller::Service(name(text)) }
+pub fn callers(allow: &[&str]) -> Callers {
+    let others = if allow.contains(&"*") { Access::Allow } else { Access::Deny };
+    let named = allow.iter().filter(|text| **text != "*").map(|text| (name(text), Access::Allow));
+    Callers { named: named.collect(), others }
 }
 
 pub fn upstream(text: &str, port: u16) -> ExplicitUpstream {

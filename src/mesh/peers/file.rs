@@ -9,7 +9,6 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use crate::config::value::{Port, ServiceName, ValueError};
-use crate::plan::Caller;
 
 /// The services of a mesh without servers: `/etc/enmesh/peers.toml`.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
@@ -62,17 +61,18 @@ pub struct PeerInstance {
 /// A service name, or `*`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
-pub struct CallerName(pub Caller);
+pub enum CallerName {
+    /// Any service with a certificate of this mesh.
+    Any,
+    /// One service.
+    Service(ServiceName),
+}
 
 impl TryFrom<String> for CallerName {
     type Error = ValueError;
 
     fn try_from(text: String) -> Result<Self, ValueError> {
-        if text == "*" {
-            Ok(CallerName(Caller::Any))
-        } else {
-            text.parse().map(|n| CallerName(Caller::Service(n)))
-        }
+        if text == "*" { Ok(CallerName::Any) } else { text.parse().map(CallerName::Service) }
     }
 }
 

@@ -24,7 +24,7 @@ pub use file::{CallerName, PeerInstance, PeerService, PeersFile, TrustDomain};
 use super::input;
 use crate::base::{Fault, Place, Root};
 use crate::config::value::ServiceName;
-use crate::plan::{Instance, MeshService, MeshView};
+use crate::plan::{Access, Callers, Instance, MeshService, MeshView};
 
 /// The largest peers file that is read, in bytes. A service with one instance takes about 120, so
 /// this is well above what one file can be kept by hand for.
@@ -55,6 +55,7 @@ impl Peers {
             trust_domain: trust_domain.to_owned(),
             datacenter: self.datacenter,
             services: self.services,
+            ..MeshView::default()
         }
     }
 }
@@ -131,6 +132,17 @@ fn problem_of(message: &str) -> PeersProblem {
     PeersProblem::Value(message.to_owned())
 }
 
+fn callers(allow: Vec<CallerName>) -> Callers {
+    let mut callers = Callers::default();
+    for caller in allow {
+        match caller {
+            CallerName::Any => callers.others = Access::Allow,
+            CallerName::Service(name) => drop(callers.named.insert(name, Access::Allow)),
+        }
+    }
+    callers
+}
+
 /// Puts the services together and remembers where each thing was first said.
 struct Checker<'a> {
     source: &'a Source<'a>,
@@ -164,8 +176,7 @@ impl<'a> Checker<'a> {
             let first = self.source.line(first);
             return Err(self.wrong(&at, PeersProblem::DuplicateService { name: name.to_string(), first }));
         }
-        let mut checked =
-            MeshService { allow: allow.into_iter().map(|caller| caller.0).collect(), ..Default::default() };
+        let mut checked = MeshService { callers: callers(allow), ..Default::default() };
         for address in virtual_ips {
             checked.virtual_ips.insert(self.virtual_ip(&address)?);
         }
@@ -204,7 +215,9 @@ impl<'a> Checker<'a> {
                 let first = self.source.line(first);
                 Err(self.wrong(&at, PeersProblem::DuplicateInstance { address, port, first }))
             }
-            None => Ok(Instance { address, port, service_port: service_port.map(|port| port.get()) }),
+            None => {
+                Ok(Instance { address, port, service_port: service_port.map(|port| port.get()), weight: 1 })
+            }
         }
     }
 

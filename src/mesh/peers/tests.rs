@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use proptest::prelude::*;
 
 use super::*;
-use crate::plan::Caller;
+use crate::plan::Callers;
 
 const PATH: &str = "/etc/enmesh/peers.toml";
 
@@ -31,12 +31,12 @@ fn the_example_is_in_order_and_says_what_it_shows() {
     assert_eq!(view.datacenter, "dc1");
     let api = &view.services[&"api".parse().unwrap()];
     assert_eq!(api.virtual_ips.iter().map(ToString::to_string).collect::<Vec<_>>(), ["240.0.0.5"]);
-    assert_eq!(api.allow.iter().collect::<Vec<_>>(), [&Caller::Service("web".parse().unwrap())]);
+    assert_eq!(api.callers, Callers::only(["web".parse().unwrap()]));
     let instances: Vec<_> =
         api.instances.iter().map(|i| (i.address.to_string(), i.port, i.service_port)).collect();
     assert_eq!(instances, [("10.0.0.2".to_owned(), 21000, Some(8080)), ("10.0.0.3".to_owned(), 21000, None)]);
     let web = &view.services[&"web".parse().unwrap()];
-    assert!(web.allow.contains(&Caller::Any) && web.virtual_ips.is_empty());
+    assert!(web.callers == Callers::anybody() && web.virtual_ips.is_empty());
     assert_eq!(view.sni(&"api".parse().unwrap()), "api.default.dc1.internal.td.consul");
 }
 
