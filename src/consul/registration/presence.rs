@@ -12,8 +12,8 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use super::registry::{Key, MARK};
-use super::{Client, ConsulError, Query, Watch, segment};
 use crate::base::Fault;
+use crate::consul::{Client, ConsulError, Query, Watch, segment};
 
 /// One call waits this long for a change; Consul allows ten minutes.
 const WAIT: Duration = Duration::from_secs(300);
@@ -221,9 +221,8 @@ mod tests {
     async fn only_news_wake() {
         let shared = Shared::default();
         let topic = Topic::Service("a".to_owned());
-        let woken = async || {
-            tokio::time::timeout(Duration::from_millis(10), shared.changed.notified()).await.is_ok()
-        };
+        let woken =
+            async || tokio::time::timeout(Duration::from_millis(10), shared.changed.notified()).await.is_ok();
         shared.saw(&topic, Some(json!(1)));
         assert!(!woken().await, "what is there at first");
         shared.saw(&topic, Some(json!(2)));
