@@ -50,6 +50,11 @@ impl MeshView {
         self.reach.get(from).is_none_or(|services| services.contains(to))
     }
 
+    /// What `service` speaks; TCP where the mesh does not know it.
+    pub fn protocol(&self, service: &ServiceName) -> Protocol {
+        self.services.get(service).map_or(Protocol::Tcp, |known| known.protocol)
+    }
+
     /// The server name a client asks for: `<service>.<namespace>.<dc>.internal.<trust domain>`.
     pub fn sni(&self, service: &ServiceName) -> String {
         format!("{service}.default.{}.internal.{}", self.datacenter, self.trust_domain)
