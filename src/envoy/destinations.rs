@@ -8,11 +8,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use ipnet::Ipv4Net;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::clusters;
 use super::http;
+use super::names::address_in;
 use super::typed::{any, extension, tcp_proxy};
 use crate::config::value::ServiceName;
 use crate::plan::{MeshService, MeshView, Protocol, ServicePlan};
@@ -21,7 +23,7 @@ use crate::plan::{MeshService, MeshView, Protocol, ServicePlan};
 /// to it, has it for a destination: passed on like any other, the connection would come back, and
 /// again, until Envoy has no descriptor left.
 const OURSELVES: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
-/// The chain of such connections, and of those to services that may not be reached. Without a filter, Envoy closes them.
+/// The chain of such connections, and of those to services that may not be reached or are not there. Without a filter, Envoy closes them.
 const CLOSED: &str = "default/closed";
 /// The chain of connections to no service: they are passed on to where they were going. A name that no
 /// service can have: names of chains are unique in a listener.
@@ -34,6 +36,8 @@ pub struct Destinations<'a> {
     virtual_ips: BTreeMap<IpAddr, Option<&'a ServiceName>>,
     /// Instances that are dialled by their own address: the app's port is the service's. `None` as above.
     instances: BTreeMap<IpAddr, BTreeMap<u16, Option<Direct<'a>>>>,
+    /// Virtual IPs that are nobody's.
+    unassigned: Option<Ipv4Net>,
 }
 
 /// A service whose instances' sidecars listen on `port`.
@@ -53,7 +57,11 @@ impl Direct<'_> {
 impl<'a> Destinations<'a> {
     /// What `service` can reach in `mesh`, and what is of the mesh and must not be passed on in the clear.
     pub fn of(service: &'a ServicePlan, mesh: &'a MeshView) -> Self {
-        let mut found = Destinations { virtual_ips: BTreeMap::new(), instances: BTreeMap::new() };
+        let mut found = Destinations {
+            virtual_ips: BTreeMap::new(),
+            instances: BTreeMap::new(),
+            unassigned: mesh.virtual_net,
+        };
         let (reached, others): (Vec<_>, Vec<_>) =
             mesh.services.iter().partition(|(name, _)| mesh.reaches(&service.name, name));
         for (name, known) in reached {
@@ -76,6 +84,11 @@ impl<'a> Destinations<'a> {
         }
     }
 
+    /// Whether `ip`, which is not that of a service, is one for services.
+    fn is_unassigned(&self, ip: IpAddr) -> bool {
+        matches!((self.unassigned, ip), (Some(net), IpAddr::V4(ip)) if net.contains(&ip))
+    }
+
     /// One chain a service, one more for each port on which sidecars of instances listen that can be
     /// dialled directly, and one for what must go nowhere.
     pub fn chains(&self, mesh: &MeshView) -> Vec<Value> {
@@ -93,8 +106,9 @@ impl<'a> Destinations<'a> {
     }
 
     /// Leads each destination to its chain. What it does not know goes to the listener's default
-    /// chain. Addresses are matched as text, whole: Envoy's matcher for ranges is not covered by its
-    /// threat model yet.
+    /// chain, but for virtual IPs that are nobody's: passed on, they would come to their end only when
+    /// the time to connect is up. Addresses are matched as text, whole: Envoy's matcher for ranges is
+    /// not covered by its threat model yet.
     pub fn matcher(&self) -> Value {
         let virtual_ips = self
             .virtual_ips
@@ -107,7 +121,12 @@ impl<'a> Destinations<'a> {
         });
         let ourselves = OURSELVES.into_iter().map(|ip| (ip, to_chain(CLOSED)));
         let addresses: BTreeMap<IpAddr, Value> = virtual_ips.chain(instances).chain(ourselves).collect();
-        exactly("IP", addresses.into_iter().map(|(ip, on_match)| (ip.to_string(), on_match)))
+        let mut matcher =
+            exactly("IP", addresses.into_iter().map(|(ip, on_match)| (ip.to_string(), on_match)));
+        if let (Some(net), Some(fields)) = (self.unassigned, matcher.as_object_mut()) {
+            fields.insert("on_no_match".to_owned(), json!({"matcher": closed_within(net)}));
+        }
+        matcher
     }
 }
 
@@ -127,12 +146,23 @@ fn upstream_stats(service: &ServiceName, mesh: &MeshView) -> String {
 
 /// A matcher over the text of the destination's `what`.
 fn exactly(what: &str, map: impl Iterator<Item = (String, Value)>) -> Value {
-    let message = format!("envoy.extensions.matching.common_inputs.network.v3.Destination{what}Input");
     let map: Map<String, Value> = map.collect();
-    json!({"matcher_tree": {
-        "input": extension(&format!("destination-{}", what.to_lowercase()), &message, json!({})),
-        "exact_match_map": {"map": map},
-    }})
+    json!({"matcher_tree": {"input": destination(what), "exact_match_map": {"map": map}}})
+}
+
+/// A matcher that leads destinations in `net` nowhere, and no others.
+fn closed_within(net: Ipv4Net) -> Value {
+    // This message of xDS itself demands the engine that Envoy's own leaves out.
+    let regex = json!({"google_re2": {}, "regex": address_in(net)});
+    let is_in = json!({"input": destination("IP"), "value_match": {"safe_regex": regex}});
+    json!({"matcher_list": {"matchers": [
+        {"predicate": {"single_predicate": is_in}, "on_match": to_chain(CLOSED)},
+    ]}})
+}
+
+fn destination(what: &str) -> Value {
+    let message = format!("envoy.extensions.matching.common_inputs.network.v3.Destination{what}Input");
+    extension(&format!("destination-{}", what.to_lowercase()), &message, json!({}))
 }
 
 fn to_chain(name: &str) -> Value {
@@ -176,6 +206,7 @@ pub fn lead(service: &ServicePlan, mesh: &MeshView, to: SocketAddr) -> Lead {
             cluster: Some(clusters::direct_name(&mesh.sni(direct.service), direct.port)),
             service: Some(direct.service.clone()),
         }),
+        None if destinations.is_unassigned(ip) => Lead::closed(),
         None => Lead {
             chain: PASSED_ON.to_owned(),
             cluster: Some(clusters::ORIGINAL_DESTINATION.to_owned()),

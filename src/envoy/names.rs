@@ -1,9 +1,11 @@
-//! Regular expressions over the service at the end of a SPIFFE id.
+//! Regular expressions: over the service at the end of a SPIFFE id, and over addresses.
 //!
 //! Envoy matches with RE2, whole, and RE2 cannot look ahead: "anybody but these" has to be spelled
 //! out as everything that leaves the tree of those names somewhere.
 
 use std::collections::BTreeMap;
+
+use ipnet::Ipv4Net;
 
 /// Any service.
 pub const ANYONE: &str = "[^/]+";
@@ -26,6 +28,26 @@ pub fn anyone_but<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     // A service without a name is nobody.
     tree.is_name = true;
     if tree.children.is_empty() { ANYONE.to_owned() } else { tree.others() }
+}
+
+/// An expression that matches the texts of the addresses in `net`.
+pub fn address_in(net: Ipv4Net) -> String {
+    let mut left = net.prefix_len();
+    let octets = net.network().octets().map(|octet| {
+        let fixed = left.min(8);
+        left -= fixed;
+        // Those bits of the octet that are not fixed may all be set.
+        let last = octet | u8::MAX.checked_shr(fixed.into()).unwrap_or(0);
+        match fixed {
+            0 => "[0-9]+".to_owned(),
+            8 => octet.to_string(),
+            _ => {
+                let octets: Vec<String> = (octet..=last).map(|octet| octet.to_string()).collect();
+                format!("(?:{})", octets.join("|"))
+            }
+        }
+    });
+    octets.join("\\.")
 }
 
 /// Names by their characters.
@@ -74,6 +96,7 @@ fn escape(c: char, regex: &mut String) {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::net::Ipv4Addr;
 
     use proptest::prelude::*;
     use regex_syntax::hir::{Class, Hir, HirKind};
@@ -141,6 +164,16 @@ mod tests {
             for text in texts.iter().chain(&names) {
                 let other = !text.is_empty() && !text.contains('/') && !names.contains(text);
                 prop_assert_eq!(matches(&but, text), other, "{} {}", text, but);
+            }
+        }
+
+        #[test]
+        fn addresses_are_in_their_net(net: u32, length in 0_u8..=32, other: u32, near in 0_u32..=0xffff) {
+            let net = Ipv4Net::new(net.into(), length).unwrap();
+            let regex = address_in(net);
+            let near = u32::from(net.network()).wrapping_add(near).wrapping_sub(0x100);
+            for ip in [other, near, net.network().into(), net.broadcast().into()].map(Ipv4Addr::from) {
+                prop_assert_eq!(matches(&regex, &ip.to_string()), net.contains(&ip), "{} {}", ip, regex);
             }
         }
 

@@ -103,11 +103,12 @@ fn an_exception_is_not_even_greeted() {
             ("w-1", Some("api")),
         ] {
             let _sidecar = stage.start(&caller(id), &mesh).await;
+            // Says nothing, and so hears only an app that speaks first.
             let heard = Call::open(API).await.ok().map(|(_, greeting)| greeting);
             assert_eq!(heard.as_deref(), greeting, "{id}");
             assert_eq!(call(API).await.as_deref(), greeting, "{id}");
         }
-        assert_eq!(api.admin.decisions().await.unwrap(), Decisions { allowed: 3, denied: 4 });
+        assert_eq!(api.admin.decisions().await.unwrap(), Decisions { allowed: 6, denied: 4 });
         // And with the rule turned round: rules for requests deny where nobody can see requests.
         let rules = named([("web", Access::Requests(vec![rule(true, "/")]))], Access::Deny);
         let mesh = view(Protocol::Tcp, rules);
@@ -125,7 +126,7 @@ fn requests_are_told_apart() {
         let web = Access::Requests(request_rules());
         let mut mesh = view(Protocol::Http, named([("web", web)], Access::Deny));
         let api = stage.start(&callee(), &mesh).await;
-        let _web = stage.start(&caller("web"), &mesh).await;
+        let web = stage.start(&caller("web"), &mesh).await;
         let cases: [(Request<'_>, u16); 17] = [
             (("GET", "/health", &[]), 200),
             (("POST", "/health?full=1", &[]), 200),
@@ -160,8 +161,11 @@ fn requests_are_told_apart() {
         mesh.services.get_mut(&name("api")).unwrap().callers =
             named([("web", Access::Allow)], Access::Requests(rules));
         stage.publish(&callee(), &mesh).await;
+        // Connections that are open are drained under the old rules; this one is new.
+        drop(web);
+        let web = stage.start(&caller("web"), &mesh).await;
         assert_eq!(request(API, ("GET", "/", &[])).await.status, 200, "named before everybody");
-        drop(_web);
+        drop(web);
         let _guest = stage.start(&caller("guest"), &mesh).await;
         assert_eq!(request(API, ("GET", "/", &["x-token: secret"])).await.status, 200);
         assert_eq!(request(API, ("GET", "/", &["x-token: other"])).await.status, 403);
@@ -260,6 +264,7 @@ fn what_may_not_be_reached_is_closed_at_once() {
         let secret = known(&["240.0.0.9"], &[("10.99.0.2", 21009, Some(7000))], &[]);
         mesh.services.insert(name("secret"), secret);
         mesh.reach.insert(name("web"), [name("api")].into());
+        mesh.virtual_net = Some("240.0.0.0/4".parse().unwrap());
         let _api = stage.start(&callee(), &mesh).await;
         let plan = caller("web");
         let web = stage.start(&plan, &mesh).await;
@@ -269,6 +274,7 @@ fn what_may_not_be_reached_is_closed_at_once() {
             ("10.99.0.2:7000", None),
             ("10.99.0.2:7001", Some("outside the mesh")),
             ("240.9.9.9:80", None),
+            ("255.255.255.1:80", None),
         ] {
             let started = Instant::now();
             assert_eq!(call(to).await.as_deref(), greeting, "{to}");
@@ -279,7 +285,7 @@ fn what_may_not_be_reached_is_closed_at_once() {
         }
         let passed_on = web.counter("cluster.original-destination.upstream_cx_total").await;
         assert_eq!(passed_on, 1, "only what is outside the mesh");
-        let clusters = web.admin.stats("secret").await.unwrap();
+        let clusters = web.admin.stats("^cluster\\.secret\\.|passthrough~21009").await.unwrap();
         assert!(clusters.is_empty(), "{clusters:?}");
     });
 }

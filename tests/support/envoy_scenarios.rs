@@ -272,5 +272,6 @@ fn reach_and_weights() -> (ServicePlan, MeshView) {
         .map(|(instance, weight)| Instance { weight, ..instance })
         .collect();
     mesh.reach.insert(name("web"), [name("api")].into());
+    mesh.virtual_net = Some("240.0.0.0/4".parse().unwrap());
     (web, mesh)
 }
