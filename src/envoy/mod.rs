@@ -26,7 +26,6 @@ mod publish;
 mod reason;
 mod resources;
 mod secrets;
-mod stats_tags;
 mod typed;
 mod verify;
 
@@ -39,4 +38,4 @@ pub use options::ProxyOptions;
 pub use program::{INOTIFY_INSTANCES, Programs, unit_spec};
 pub use publish::{Published, Publisher};
 pub use resources::{FileSet, Resources, resources, validate_document};
-pub use secrets::secrets;
+pub use secrets::{Secrets, secrets};

@@ -219,6 +219,7 @@ impl<'a> Builder<'a> {
                 drain: self.host.envoy.drain,
                 config: service.proxy.config.clone(),
                 xds: self.facts.xds.clone(),
+                access_log: None,
             },
             upstreams: service
                 .upstreams
