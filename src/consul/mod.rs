@@ -24,6 +24,7 @@ mod tls;
 mod transport;
 mod validate;
 mod watch;
+pub mod xds;
 
 pub use agent::AgentRegistry;
 pub use catalog::{CatalogRegistry, Node};
@@ -36,3 +37,4 @@ pub use registry::{Entry, Health, Key, Outcome, Registry};
 pub use server::{ServerFacts, Source, Version};
 pub use settings::{Endpoint, Settings, Token, TokenSource};
 pub use watch::Watch;
+pub use xds::stream_cause;

@@ -29,7 +29,7 @@ mod secrets;
 mod typed;
 mod verify;
 
-pub use admin::{Admin, CertificateInfo, Decisions, Readiness, ServerInfo};
+pub use admin::{Admin, CertificateInfo, Decisions, Readiness, ServerInfo, Stream};
 pub use bootstrap::bootstrap;
 pub use destinations::{Lead, lead};
 pub use error::EnvoyError;

@@ -15,6 +15,7 @@ mod registration;
 mod service;
 #[cfg(test)]
 mod tests;
+mod told;
 
 pub use allocate::Allocations;
 pub use build::plan;

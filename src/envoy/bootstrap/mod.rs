@@ -19,6 +19,8 @@ use crate::base::{Fault, Root};
 use crate::plan::{ServicePlan, Xds};
 use keys::Keys;
 
+pub use ads::LOCAL_AGENT;
+
 /// More downstream connections at a time than this are refused, so that a flood ends in refusals
 /// and not in Envoy's death for lack of memory. About 30 KiB a connection makes 1.5 GiB.
 const MAX_CONNECTIONS: u32 = 50_000;
