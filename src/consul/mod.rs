@@ -17,3 +17,4 @@ pub use registration::{
     Outcome, Presence, Recorded, Registry, Topic,
 };
 pub use server::{ServerFacts, Source, Version};
+pub mod xds;

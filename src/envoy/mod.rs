@@ -29,11 +29,10 @@ mod publish;
 mod reason;
 mod resources;
 mod secrets;
-mod stats_tags;
 mod typed;
 mod verify;
 
-pub use admin::{Admin, CertificateInfo, Decisions, Readiness, ServerInfo};
+pub use admin::{Admin, CertificateInfo, Decisions, Readiness, ServerInfo, Stream};
 pub use bootstrap::bootstrap;
 pub use destinations::{Lead, lead};
 pub use error::EnvoyError;
@@ -42,4 +41,4 @@ pub use options::ProxyOptions;
 pub use program::{INOTIFY_INSTANCES, Programs, unit_spec};
 pub use publish::{Published, Publisher};
 pub use resources::{FileSet, Resources, resources, validate_document};
-pub use secrets::secrets;
+pub use secrets::{Secrets, secrets};

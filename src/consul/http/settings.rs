@@ -11,6 +11,7 @@ use crate::base::files;
 use crate::config::ConsulConfig;
 use crate::config::value::ServiceName;
 use crate::consul::ConsulError;
+use crate::plan::XdsToken;
 
 /// Where an agent listens unless somebody says otherwise.
 const DEFAULT_ADDRESS: &str = "http://127.0.0.1:8500";
@@ -164,6 +165,11 @@ impl Token {
     /// The secret itself, for the header of a request and for a file that only the agent may read.
     pub(in crate::consul) fn secret(&self) -> &str {
         &self.0
+    }
+
+    /// The same for a sidecar.
+    pub fn for_xds(&self) -> XdsToken {
+        XdsToken::new(self.0.clone())
     }
 }
 
