@@ -18,7 +18,7 @@ use std::path::Path;
 
 use enmesh::base::Root;
 use enmesh::envoy::{Layout, Publisher};
-use enmesh::plan::{MeshView, ServicePlan};
+use enmesh::plan::{Access, Callers, MeshView, Protocol, ServicePlan};
 use scenarios::{known, mesh, name, placeholders, scenarios as all, service};
 
 struct Bed {
@@ -141,4 +141,43 @@ fn every_scenario_is_idempotent() {
         bed.publish();
         assert!(bed.diff().is_empty(), "{scenario}");
     }
+}
+
+/// 500 services with 5 instances each. The time is only printed; what grows faster than the mesh would
+/// show as minutes.
+#[test]
+fn in_a_large_mesh_one_change_of_health_touches_one_file() {
+    use enmesh::envoy::resources;
+    use std::time::Instant;
+
+    let mut bed = Bed::new();
+    for index in 0..500_u32 {
+        let virtual_ip = std::net::Ipv4Addr::from_bits(0xf000_0100 + index).to_string();
+        let hosts: Vec<String> =
+            (0..5).map(|host| format!("10.{}.{}.{host}", index / 250, index % 250)).collect();
+        let instances: Vec<_> = hosts.iter().map(|host| (host.as_str(), 21000, None)).collect();
+        let mut service = known(&[virtual_ip.as_str()], &instances, &["*"]);
+        service.protocol = if index % 2 == 0 { Protocol::Tcp } else { Protocol::Http };
+        bed.mesh.services.insert(name(&format!("service-{index}")), service);
+    }
+    // Callers that are denied by name, as many as there are services.
+    let denied = bed.mesh.services.keys().map(|name| (name.clone(), Access::Deny)).collect();
+    bed.mesh.services.get_mut(&name("web")).unwrap().callers =
+        Callers { named: denied, others: Access::Allow };
+    let timed = |what: &str, action: &dyn Fn() -> Vec<String>| {
+        let started = Instant::now();
+        let changed = action();
+        eprintln!("{what}: {:?}", started.elapsed());
+        changed
+    };
+    timed("rendering", &|| {
+        resources(&bed.service, &bed.mesh, &Root::default()).unwrap();
+        Vec::new()
+    });
+    assert_eq!(timed("first publication", &|| bed.publish()).len(), 5);
+
+    let unhealthy = bed.mesh.services.get_mut(&name("service-77")).unwrap();
+    unhealthy.instances.pop_first();
+    assert_eq!(timed("one change", &|| bed.publish()), ["cds.json"]);
+    assert!(timed("no change", &|| bed.publish()).is_empty());
 }
