@@ -17,7 +17,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use enmesh::base::Root;
-use enmesh::envoy::{Layout, Publisher};
+use enmesh::envoy::{Layout, Publisher, unheeded};
 use enmesh::plan::{Access, Callers, MeshView, Protocol, ServicePlan};
 use scenarios::{known, mesh, name, placeholders, scenarios as all, service};
 
@@ -121,6 +121,21 @@ fn what_cannot_work_is_refused_before_anything_is_written() {
     bed.service.sidecar.config.clear();
     bed.service.sidecar.folder = format!("/run/enmesh/{}", "x".repeat(100)).into();
     assert_eq!(refused(&bed), "ENM-E011");
+}
+
+#[test]
+fn keys_without_effect_are_named() {
+    let mut service = service("web");
+    for key in ["protocol", "envoy_statsd_url", "local_conect_timeout_ms", "envoy_public_listener_json"] {
+        service.sidecar.config.insert(key.to_owned(), "http".into());
+    }
+    let warnings = unheeded(&service);
+    let told: Vec<(&str, bool)> = warnings
+        .iter()
+        .map(|warning| (warning.code, warning.hint.contains("`local_connect_timeout_ms`")))
+        .collect();
+    assert_eq!(told, [("ENM-E014", false), ("ENM-E014", true)], "{warnings:?}");
+    assert!(warnings.iter().all(|warning| warning.service.as_deref() == Some("web")));
 }
 
 #[test]

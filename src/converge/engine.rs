@@ -19,7 +19,7 @@ use crate::base::units::Units;
 use crate::base::{Fault, Root};
 use crate::config::value::ServiceId;
 use crate::config::{self, Config, ServiceConfig};
-use crate::envoy::Publisher;
+use crate::envoy::{self, Publisher};
 use crate::netns;
 use crate::plan::{self, MeshView, Plan};
 use crate::redirect::{Desired, Drift};
@@ -45,7 +45,9 @@ impl Intent {
     /// Everything that a person should know.
     pub fn warnings(&self) -> Vec<Fault> {
         let watches = preflight::watches(&self.plan).map(Fault::from);
-        self.config.warnings.iter().chain(&self.plan.warnings).cloned().chain(watches).collect()
+        let unheeded = self.plan.services.values().flat_map(envoy::unheeded);
+        let known = self.config.warnings.iter().chain(&self.plan.warnings).cloned();
+        known.chain(unheeded).chain(watches).collect()
     }
 }
 

@@ -45,6 +45,14 @@ pub enum EnvoyError {
         /// What it should be.
         wanted: &'static str,
     },
+    /// A key in `proxy.config` has no effect (a warning).
+    #[error("proxy.config: `{key}` has no effect on a sidecar that is driven by files")]
+    Unheeded {
+        /// The key.
+        key: String,
+        /// The key that has, and is written almost so.
+        instead: Option<&'static str>,
+    },
     /// The path of the admin socket is longer than a socket's path can be.
     #[error("the path of the admin socket is too long ({} bytes): {}", path.as_os_str().len(), path.display())]
     SocketPath {
@@ -125,6 +133,7 @@ impl Explain for EnvoyError {
             EnvoyError::SocketPath { .. } => "ENM-E011",
             EnvoyError::NoCredentials => "ENM-E012",
             EnvoyError::NoTrustDomain => "ENM-E013",
+            EnvoyError::Unheeded { .. } => "ENM-E014",
             EnvoyError::Unreachable { .. } => "ENM-E020",
             EnvoyError::Slow { .. } => SLOW,
             EnvoyError::Answer { .. } => "ENM-E022",
@@ -147,6 +156,10 @@ impl Explain for EnvoyError {
                 format!("run `{} --version`: it may be built for another machine or lack a library", path.display())
             }
             EnvoyError::Option { key, .. } => format!("correct `{key}` in `[proxy] config` of the service, or leave it out"),
+            EnvoyError::Unheeded { instead: Some(instead), .. } => format!("did you mean `{instead}`?"),
+            EnvoyError::Unheeded { instead: None, .. } => {
+                "leave it out; if only Consul's own xDS heeds it, it counts with control_plane = \"consul\"".to_owned()
+            }
             EnvoyError::SocketPath { .. } => "give the service a shorter `id`, or use a shorter --root".to_owned(),
             EnvoyError::NoCredentials | EnvoyError::NoTrustDomain => {
                 "nothing to do if this is the start: the control plane is still being asked; see `enmesh status`".to_owned()
@@ -169,7 +182,9 @@ impl Explain for EnvoyError {
 
     fn class(&self) -> Class {
         match self {
-            EnvoyError::Option { .. } | EnvoyError::SocketPath { .. } => Class::Config,
+            EnvoyError::Option { .. } | EnvoyError::Unheeded { .. } | EnvoyError::SocketPath { .. } => {
+                Class::Config
+            }
             EnvoyError::Missing { .. }
             | EnvoyError::NotExecutable { .. }
             | EnvoyError::NoCredentials
