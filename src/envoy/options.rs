@@ -21,9 +21,10 @@ const PROTOCOLS: [(&str, Protocol); 5] = [
 const BALANCES: [(&str, bool); 2] = [("", false), ("exact_balance", true)];
 
 /// The keys that are read below.
-const KEYS: [&str; 9] = [
+const KEYS: [&str; 10] = [
     "balance_inbound_connections",
     "bind_address",
+    "bind_port",
     "envoy_access_log",
     "envoy_concurrency",
     "local_connect_timeout_ms",
@@ -101,6 +102,10 @@ impl ProxyOptions {
         let mut options = ProxyOptions::default();
         if let Some(value) = config.get("bind_address") {
             options.bind_address = Some(parse("bind_address", value, "an IP address")?);
+        }
+        if let Some(value) = config.get("bind_port") {
+            // The plan has made it the sidecar's port, if it is one.
+            parse::<std::num::NonZeroU16>("bind_port", value, "a port")?;
         }
         if let Some(milliseconds) = number(config, "local_connect_timeout_ms")? {
             options.local_connect_timeout = Duration::from_millis(milliseconds.into());
@@ -203,6 +208,7 @@ mod tests {
     fn a_value_that_does_not_fit_is_named() {
         for bad in [
             json!({"bind_address": "eth0"}),
+            json!({"bind_port": 70000}),
             json!({"envoy_concurrency": 0}),
             json!({"envoy_concurrency": -1}),
             json!({"protocol": "udp"}),

@@ -87,7 +87,11 @@ impl<'a> Builder<'a> {
             allocations: facts.allocations.clone(),
             mesh: facts.mesh.clone(),
             wanted: services.iter().map(ServiceConfig::id).collect(),
-            apps: services.iter().filter_map(|service| service.port).map(Port::get).collect(),
+            apps: services
+                .iter()
+                .flat_map(|service| [service.port.map(Port::get), bind_port(service)])
+                .flatten()
+                .collect(),
             services: BTreeMap::new(),
             captures: Captures::default(),
             dns_modes: BTreeSet::new(),
@@ -140,6 +144,7 @@ impl<'a> Builder<'a> {
             false => None,
         };
         let inbound = match service.port {
+            Some(_) if bind_port(service).is_some() => bind_port(service),
             Some(_) => Some(self.pool("inbound").port(&mut allocations.inbound, &self.wanted, &id)?),
             None => None,
         };
@@ -297,6 +302,14 @@ impl<'a> Builder<'a> {
                 .collect(),
         }
     }
+}
+
+/// The sidecar's port where the service's `proxy.config` fixes it. What is no port is for Envoy's room to
+/// refuse, which reads the other keys.
+fn bind_port(service: &ServiceConfig) -> Option<u16> {
+    let value = service.proxy.config.get("bind_port")?;
+    let number = value.as_u64().or_else(|| value.as_str()?.parse().ok())?;
+    u16::try_from(number).ok().filter(|port| *port > 0)
 }
 
 /// The registration with what enmesh knows beyond the service file.
