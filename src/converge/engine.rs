@@ -21,7 +21,7 @@ use crate::base::units::Units;
 use crate::base::{Fault, Root};
 use crate::config::value::ServiceId;
 use crate::config::{self, Config, HostConfig, Mode, ServiceConfig};
-use crate::envoy::Publisher;
+use crate::envoy::{self, Publisher};
 use crate::mesh::Local;
 use crate::plan::{self, HostFacts, MeshView, Plan, Xds};
 use crate::redirect::Desired;
@@ -49,8 +49,10 @@ impl Intent {
     /// Everything that a person should know.
     pub fn warnings(&self) -> Vec<Fault> {
         let watches = preflight::watches(&self.plan).map(Fault::from);
+        let by_files = self.plan.services.values().filter(|service| service.sidecar.xds == Xds::Files);
+        let unheeded = by_files.flat_map(envoy::unheeded);
         let of_files = self.config.warnings.iter().chain(&self.plan.warnings);
-        of_files.chain(&self.of_mesh).cloned().chain(watches).collect()
+        of_files.chain(&self.of_mesh).cloned().chain(unheeded).chain(watches).collect()
     }
 }
 

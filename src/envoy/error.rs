@@ -77,6 +77,14 @@ pub enum EnvoyError {
     /// TLS to Consul's xDS without a CA.
     #[error("Consul's xDS wants TLS, and the CA of its certificate is not known")]
     EmptyCa,
+    /// A key in `proxy.config` has no effect (a warning).
+    #[error("proxy.config: `{key}` has no effect on a sidecar that is driven by files")]
+    Unheeded {
+        /// The key.
+        key: String,
+        /// The key that has, and is written almost so.
+        instead: Option<&'static str>,
+    },
     /// The path of the admin socket is longer than a socket's path can be.
     #[error("the path of the admin socket is too long ({} bytes): {}", path.as_os_str().len(), path.display())]
     SocketPath {
@@ -161,6 +169,7 @@ impl Explain for EnvoyError {
             EnvoyError::SocketPath { .. } => "ENM-E011",
             EnvoyError::NoCredentials => "ENM-E012",
             EnvoyError::NoTrustDomain => "ENM-E013",
+            EnvoyError::Unheeded { .. } => "ENM-E014",
             EnvoyError::Unreachable { .. } => "ENM-E020",
             EnvoyError::Slow { .. } => SLOW,
             EnvoyError::Answer { .. } => "ENM-E022",
@@ -198,6 +207,10 @@ impl Explain for EnvoyError {
                 format!("write `{key}` as udp://ADDRESS:PORT, udp://$HOST_IP:PORT or unix:///PATH")
             }
             EnvoyError::EmptyCa => "set `grpc_ca_file` in `[consul]` to the PEM file of that CA".to_owned(),
+            EnvoyError::Unheeded { instead: Some(instead), .. } => format!("did you mean `{instead}`?"),
+            EnvoyError::Unheeded { instead: None, .. } => {
+                "leave it out; if only Consul's own xDS heeds it, it counts with control_plane = \"consul\"".to_owned()
+            }
             EnvoyError::SocketPath { .. } => "give the service a shorter `id`, or use a shorter --root".to_owned(),
             EnvoyError::NoCredentials | EnvoyError::NoTrustDomain | EnvoyError::NoToken => {
                 "nothing to do if this is the start: the control plane is still being asked; see `enmesh status`".to_owned()
@@ -225,6 +238,7 @@ impl Explain for EnvoyError {
             | EnvoyError::Json { .. }
             | EnvoyError::NotCarriedOut { .. }
             | EnvoyError::Sink { .. }
+            | EnvoyError::Unheeded { .. }
             | EnvoyError::EmptyCa => Class::Config,
             EnvoyError::Missing { .. }
             | EnvoyError::NotExecutable { .. }

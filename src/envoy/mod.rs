@@ -37,7 +37,7 @@ pub use bootstrap::bootstrap;
 pub use destinations::{Lead, lead};
 pub use error::EnvoyError;
 pub use layout::Layout;
-pub use options::ProxyOptions;
+pub use options::{ProxyOptions, unheeded};
 pub use program::{INOTIFY_INSTANCES, Programs, unit_spec};
 pub use publish::{Published, Publisher};
 pub use resources::{FileSet, Resources, resources, validate_document};
