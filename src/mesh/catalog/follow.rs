@@ -106,9 +106,9 @@ fn publish(shared: &Shared) {
     let picture = state.picture();
     drop(state);
     let settles = whole && !shared.settled.replace(whole || shared.settled.get());
-    *shared.warnings.borrow_mut() = picture.warnings;
+    let warnings = shared.warnings.replace(picture.warnings);
     let mut view = shared.view.borrow_mut();
-    let differs = view.as_deref() != Some(&picture.view);
+    let differs = view.as_deref() != Some(&picture.view) || warnings != *shared.warnings.borrow();
     if differs {
         *view = Some(Rc::new(picture.view));
         shared.changed.notify_one();
@@ -224,7 +224,7 @@ impl Pace {
 /// The cause, with the right that a topic takes where that is what is missing.
 pub(super) fn explain(topic: &Topic, error: ConsulError) -> Fault {
     let right = match topic {
-        Topic::Leaf(name) => format!("`service:write` on {name:?}"),
+        Topic::Leaf(name) => format!("`service:write` on `{name}`"),
         Topic::Intentions(_) => "`intentions:read` on this host's services".to_owned(),
         _ => "`service:read` and `node:read`".to_owned(),
     };
