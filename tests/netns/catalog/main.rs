@@ -11,4 +11,9 @@
 mod bed;
 #[path = "../../support/consul_bed.rs"]
 mod consul;
+#[path = "../../support/envoy_bed.rs"]
+mod envoy;
 mod picture;
+mod proof;
+#[path = "../../support/envoy_scenarios.rs"]
+mod scenarios;
