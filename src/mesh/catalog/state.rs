@@ -219,12 +219,17 @@ fn protocol(text: &str) -> Option<Protocol> {
     serde_json::from_value(Value::String(text.to_ascii_lowercase())).ok()
 }
 
-/// The services among the names of a catalog, without Consul's servers and without sidecars, and
-/// whether each has sidecars of the usual name.
+/// The services among the names of a catalog, without Consul's servers, and whether each has sidecars
+/// of the usual name. A sidecar stands for its service also when nobody registered that.
 pub(super) fn services_among<'a>(
     names: impl Iterator<Item = &'a String> + Clone,
 ) -> BTreeMap<ServiceName, bool> {
-    let sidecars: BTreeSet<&str> = names.clone().filter_map(|name| of_sidecar(name)).collect();
-    let services = names.filter(|name| of_sidecar(name).is_none() && *name != "consul");
-    services.filter_map(|name| Some((name.parse().ok()?, sidecars.contains(name.as_str())))).collect()
+    let with = |name: &str, sidecars| Some((name.parse().ok()?, sidecars));
+    let services = names.clone().filter(|name| of_sidecar(name).is_none() && *name != "consul");
+    let sidecars = names.filter_map(|name| of_sidecar(name));
+    // In this order, so that the sidecar decides.
+    services
+        .filter_map(|name| with(name, false))
+        .chain(sidecars.filter_map(|name| with(name, true)))
+        .collect()
 }

@@ -13,6 +13,7 @@ mod bed;
 mod consul;
 #[path = "../../support/envoy_bed.rs"]
 mod envoy;
+mod many;
 mod picture;
 mod proof;
 #[path = "../../support/envoy_scenarios.rs"]
