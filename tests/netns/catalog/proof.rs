@@ -213,8 +213,7 @@ async fn static_of(root: &Root, view: &MeshView) -> StaticMesh {
 
 #[test]
 fn changes_reach_envoy_and_certificates_rotate_under_open_connections() {
-    let quick = json!({ "connect": { "enabled": true, "test_ca_leaf_root_change_spread": "1ms" } });
-    scene(quick, async |agent: &mut Agent| {
+    scene(json!({}), async |agent: &mut Agent| {
         app("127.0.0.1:8081", "api").await;
         announce("api", 8081, 21001).await;
         intend("*", "*", "allow").await;
@@ -247,7 +246,8 @@ fn changes_reach_envoy_and_certificates_rotate_under_open_connections() {
         consul("PUT", "/v1/connect/ca/configuration", settings).await;
         let begun = Instant::now();
         while api.file("secrets/connect-leaf.json") == leaf {
-            assert!(begun.elapsed() < PATIENCE, "no new leaf");
+            // Agents renew at some moment within half a minute, so that not all do at once.
+            assert!(begun.elapsed() < 3 * PATIENCE, "no new leaf");
             api.publish(&mesh).await;
             let _ = tokio::time::timeout(Duration::from_millis(100), mesh.changed()).await;
             call("127.0.0.1:9002").await.expect("served at every moment");
