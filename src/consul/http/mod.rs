@@ -2,6 +2,7 @@
 
 mod answer;
 mod client;
+mod pool;
 mod settings;
 #[cfg(test)]
 mod tests;

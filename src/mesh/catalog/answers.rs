@@ -1,5 +1,6 @@
 //! Consul's answers, as far as the mesh needs them. Unknown fields are skipped, so that large
-//! answers leave little behind.
+//! answers leave little behind. Numbers are as wide as JSON has them: Consul checks few of them, and
+//! one that is out of range is to spoil one instance and not the answer.
 
 use std::collections::BTreeMap;
 
@@ -42,7 +43,7 @@ pub(super) struct HealthService {
     #[serde(default)]
     pub address: String,
     #[serde(default)]
-    pub port: u16,
+    pub port: i64,
     #[serde(default, deserialize_with = "nullable")]
     pub weights: Weights,
     #[serde(default, deserialize_with = "nullable")]
@@ -54,8 +55,8 @@ pub(super) struct HealthService {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub(super) struct Weights {
-    pub passing: u32,
-    pub warning: u32,
+    pub passing: i64,
+    pub warning: i64,
 }
 
 impl Default for Weights {
@@ -75,7 +76,7 @@ pub(super) struct TaggedAddress {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub(super) struct Proxy {
-    pub local_service_port: u16,
+    pub local_service_port: i64,
 }
 
 #[derive(Debug, Deserialize)]

@@ -13,7 +13,7 @@ use super::answers::{Check, HealthEntry, Intention, IssuedLeaf, Matches, Roots, 
 use super::instances::Endpoints;
 use super::intentions::Rules;
 use super::shared::{Leaf, Shared, Topic};
-use super::state::{CONFIG_KINDS, Chains, LocalRules, services_among};
+use super::state::{CONFIG_KINDS, Chains, LocalRules, Wanted, services_among};
 use super::{CatalogError, crowd};
 use crate::base::Fault;
 use crate::config::value::ServiceName;
@@ -42,14 +42,15 @@ pub(super) async fn keep(shared: Rc<Shared>) {
     let mut running = BTreeMap::new();
     loop {
         shared.bell.notified().await;
-        reconcile(&shared, &mut running);
-        publish(&shared);
+        let wanted = shared.state.borrow().wanted();
+        publish(&shared, &wanted);
+        reconcile(&shared, &mut running, wanted);
         tokio::time::sleep(FOLD).await;
     }
 }
 
-fn reconcile(shared: &Rc<Shared>, running: &mut BTreeMap<Topic, Running>) {
-    let wanted = topics(shared);
+fn reconcile(shared: &Rc<Shared>, running: &mut BTreeMap<Topic, Running>, wanted: Wanted) {
+    let wanted = topics(shared, wanted);
     running.retain(|topic, _| {
         let stays = wanted.contains(topic);
         if !stays {
@@ -66,10 +67,9 @@ fn reconcile(shared: &Rc<Shared>, running: &mut BTreeMap<Topic, Running>) {
 }
 
 /// What is to be followed now. Nothing, as long as nobody said for whom.
-fn topics(shared: &Shared) -> BTreeSet<Topic> {
+fn topics(shared: &Shared, wanted: Wanted) -> BTreeSet<Topic> {
     let mut topics: BTreeSet<Topic> = shared.asked.borrow().values().cloned().map(Topic::Leaf).collect();
     let mut state = shared.state.borrow_mut();
-    let wanted = state.wanted();
     if !state.locals.is_empty() {
         topics.insert(Topic::Intentions(shared.epoch.get()));
         topics.extend(CONFIG_KINDS.map(Topic::Config));
@@ -96,9 +96,9 @@ fn topics(shared: &Shared) -> BTreeSet<Topic> {
 }
 
 /// Makes the picture anew and tells, if it is another one.
-fn publish(shared: &Shared) {
+fn publish(shared: &Shared, wanted: &Wanted) {
     let state = shared.state.borrow();
-    let whole = state.is_whole();
+    let whole = state.is_whole(wanted);
     // The first picture is a whole one; later a part that is missing is filled in when it comes.
     if state.locals.is_empty() || (!whole && shared.view.borrow().is_none()) {
         return;
@@ -106,9 +106,9 @@ fn publish(shared: &Shared) {
     let picture = state.picture();
     drop(state);
     let settles = whole && !shared.settled.replace(whole || shared.settled.get());
-    *shared.warnings.borrow_mut() = picture.warnings;
+    let warnings = shared.warnings.replace(picture.warnings);
     let mut view = shared.view.borrow_mut();
-    let differs = view.as_deref() != Some(&picture.view);
+    let differs = view.as_deref() != Some(&picture.view) || warnings != *shared.warnings.borrow();
     if differs {
         *view = Some(Rc::new(picture.view));
         shared.changed.notify_one();
@@ -224,7 +224,7 @@ impl Pace {
 /// The cause, with the right that a topic takes where that is what is missing.
 pub(super) fn explain(topic: &Topic, error: ConsulError) -> Fault {
     let right = match topic {
-        Topic::Leaf(name) => format!("`service:write` on {name:?}"),
+        Topic::Leaf(name) => format!("`service:write` on `{name}`"),
         Topic::Intentions(_) => "`intentions:read` on this host's services".to_owned(),
         _ => "`service:read` and `node:read`".to_owned(),
     };

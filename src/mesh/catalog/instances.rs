@@ -45,13 +45,11 @@ impl Endpoints {
             if name != usual {
                 endpoints.aliases.insert(name);
             }
-            if weight == 0 || port == 0 {
-                continue;
-            }
+            let Some(port) = port_of(port).filter(|_| weight != 0) else { continue };
             let address = if address.is_empty() { node.address } else { address };
             match address.parse::<IpAddr>() {
                 Ok(ip) if !ip.is_unspecified() => {
-                    let service_port = Some(proxy.local_service_port).filter(|port| *port != 0);
+                    let service_port = port_of(proxy.local_service_port);
                     let address = ip.to_canonical();
                     instances.insert((address, port), Instance { address, port, service_port, weight });
                 }
@@ -69,12 +67,17 @@ impl Endpoints {
 fn weight(service: &HealthService, checks: &[HealthCheck]) -> u32 {
     let any = |status: &str| checks.iter().any(|check| check.status == status);
     if checks.iter().any(|check| !matches!(check.status.as_str(), "passing" | "warning")) {
-        0
-    } else if any("warning") {
-        service.weights.warning
-    } else {
-        service.weights.passing
+        return 0;
     }
+    let weight = if any("warning") { service.weights.warning } else { service.weights.passing };
+    u32::try_from(weight).unwrap_or(0).min(WEIGHT_MAX)
+}
+
+/// The largest weight that Consul takes (its DNS answers have 16 bits for it).
+const WEIGHT_MAX: u32 = 65535;
+
+fn port_of(number: i64) -> Option<u16> {
+    u16::try_from(number).ok().filter(|port| *port != 0)
 }
 
 /// `consul-virtual` is the servers' (from 1.11 on), `virtual` its owner's.
@@ -121,6 +124,16 @@ mod tests {
         assert_eq!(weights(&["warning", "critical"]), [0_u32; 0]);
         assert_eq!(weights(&["maintenance"]), [0_u32; 0]);
         assert!(!endpoints(json!([])).present);
+    }
+
+    #[test]
+    fn odd_numbers_spoil_one_instance_only() {
+        let mut odd = entry("10.0.0.2", &["passing"]);
+        odd["Service"]["Port"] = json!(70000);
+        let mut negative = entry("10.0.0.3", &["passing"]);
+        negative["Service"]["Weights"]["Passing"] = json!(-1);
+        let found = endpoints(json!([odd, negative, entry("10.0.0.4", &["passing"])]));
+        assert_eq!(found.instances.len(), 1);
     }
 
     #[test]

@@ -101,14 +101,13 @@ impl CatalogMesh {
             }
             let fault =
                 shared.fault_of(&Topic::Leaf(name.clone())).or_else(|| shared.fault_of(&Topic::Roots));
-            if fault.is_some()
-                && let Some(kept) = self.store.kept_whole(service)
-                && ca::verify(&kept, identity, now).is_ok()
-            {
-                return Ok(kept);
+            if let Some(fault) = fault {
+                // Whoever waits for Consul to be back does so with `changed`.
+                let kept = self.store.kept_whole(service);
+                return kept.filter(|kept| ca::verify(kept, identity, now).is_ok()).ok_or(fault);
             }
             if timeout_at(deadline, stirred).await.is_err() {
-                return Err(fault.or(unfit).unwrap_or_else(|| self.no_leaf(identity)));
+                return Err(unfit.unwrap_or_else(|| self.no_leaf(identity)));
             }
         }
     }

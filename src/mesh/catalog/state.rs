@@ -106,8 +106,7 @@ impl State {
         }
         let usual =
             |name: &ServiceName| self.names.as_ref().and_then(|names| names.get(name)) != Some(&false);
-        let (likely, crowd): (BTreeSet<_>, BTreeSet<_>) = rest.into_iter().partition(usual);
-        let mut crowd = crowd;
+        let (likely, mut crowd): (BTreeSet<_>, BTreeSet<_>) = rest.into_iter().partition(usual);
         if alone.union(&likely).count() <= ALONE_MAX {
             alone.extend(likely);
         } else {
@@ -121,9 +120,8 @@ impl State {
         Wanted { alone, crowd }
     }
 
-    /// Whether everything that the picture is made of was told.
-    pub fn is_whole(&self) -> bool {
-        let wanted = self.wanted();
+    /// Whether everything that the picture is made of was told, the services in `wanted` included.
+    pub fn is_whole(&self, wanted: &Wanted) -> bool {
         self.datacenter.is_some()
             && self.default_allow.is_some()
             && self.trust.is_some()
@@ -219,12 +217,132 @@ fn protocol(text: &str) -> Option<Protocol> {
     serde_json::from_value(Value::String(text.to_ascii_lowercase())).ok()
 }
 
-/// The services among the names of a catalog, without Consul's servers and without sidecars, and
-/// whether each has sidecars of the usual name.
+/// The services among the names of a catalog, without Consul's servers, and whether each has sidecars
+/// of the usual name. A sidecar stands for its service also when nobody registered that.
 pub(super) fn services_among<'a>(
     names: impl Iterator<Item = &'a String> + Clone,
 ) -> BTreeMap<ServiceName, bool> {
-    let sidecars: BTreeSet<&str> = names.clone().filter_map(|name| of_sidecar(name)).collect();
-    let services = names.filter(|name| of_sidecar(name).is_none() && *name != "consul");
-    services.filter_map(|name| Some((name.parse().ok()?, sidecars.contains(name.as_str())))).collect()
+    let with = |name: &str, sidecars| Some((name.parse().ok()?, sidecars));
+    let services = names.clone().filter(|name| of_sidecar(name).is_none() && *name != "consul");
+    let sidecars = names.filter_map(|name| of_sidecar(name));
+    // In this order, so that the sidecar decides.
+    services
+        .filter_map(|name| with(name, false))
+        .chain(sidecars.filter_map(|name| with(name, true)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::mesh::catalog::answers::Intention;
+
+    fn name(text: &str) -> ServiceName {
+        text.parse().unwrap()
+    }
+
+    fn names(texts: &[&str]) -> BTreeSet<ServiceName> {
+        texts.iter().map(|text| name(text)).collect()
+    }
+
+    fn local(text: &str, upstreams: &[&str], transparent: bool) -> Local {
+        Local { id: text.parse().unwrap(), name: name(text), upstreams: names(upstreams), transparent }
+    }
+
+    /// A host with `web`, where everybody may call everybody and `catalog` is what there is.
+    fn state(upstreams: &[&str], transparent: bool, catalog: &[String]) -> State {
+        State {
+            locals: vec![local("web", upstreams, transparent)],
+            default_allow: Some(true),
+            rules: [(name("web"), LocalRules::default())].into(),
+            names: Some(services_among(catalog.iter())),
+            ..State::default()
+        }
+    }
+
+    fn catalog(services: usize) -> Vec<String> {
+        let of = |number| [format!("s{number:03}"), format!("s{number:03}-sidecar-proxy")];
+        (0..services).flat_map(of).collect()
+    }
+
+    #[test]
+    fn a_catalogs_names_become_services() {
+        let texts = ["api", "api-sidecar-proxy", "consul", "plain", "lone-sidecar-proxy", "not a label"];
+        let texts = texts.map(str::to_owned);
+        let expected = [(name("api"), true), (name("lone"), true), (name("plain"), false)];
+        assert_eq!(services_among(texts.iter()), expected.into());
+    }
+
+    #[test]
+    fn few_services_have_a_call_each_and_many_have_not() {
+        let mut few = catalog(3);
+        few.push("plain".to_owned());
+        let wanted = state(&["db"], true, &few).wanted();
+        assert_eq!(wanted.alone, names(&["db", "s000", "s001", "s002", "web"]));
+        assert_eq!(wanted.crowd, names(&["plain"]));
+        let wanted = state(&["db"], true, &catalog(ALONE_MAX - 2)).wanted();
+        assert_eq!((wanted.alone.len(), wanted.crowd.len()), (ALONE_MAX, 0));
+        let wanted = state(&["db"], true, &catalog(500)).wanted();
+        assert_eq!((wanted.alone, wanted.crowd.len()), (names(&["db", "web"]), 500));
+        // Who is not transparent has its upstreams and nothing else.
+        assert_eq!(state(&["db"], false, &few).wanted().alone, names(&["db", "web"]));
+        let many: Vec<String> = (0..100).map(|number| format!("u{number}")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        let wanted = state(&many, false, &[]).wanted();
+        assert_eq!((wanted.alone.len(), wanted.crowd.len()), (ALONE_MAX, 101 - ALONE_MAX));
+    }
+
+    #[test]
+    fn the_picture_has_who_is_in_the_mesh_and_who_is_named() {
+        let mut state = state(&["later"], true, &catalog(2));
+        state.endpoints.insert(name("s000"), Endpoints { present: true, ..Endpoints::default() });
+        state.endpoints.insert(name("s001"), Endpoints::default());
+        state.config = [
+            ("service-defaults", json!([{ "Name": "s000", "Protocol": "HTTP2" }, { "Name": "web", "Protocol": "" }])),
+            ("proxy-defaults", json!([{ "Name": "global", "Config": { "protocol": "http" } }])),
+            ("service-resolver", json!([{ "Name": "s000", "ConnectTimeout": "3s" }, { "Name": "later", "Redirect": { "Service": "x" } }])),
+            ("service-router", json!([])),
+            ("service-splitter", json!([{ "Name": "gone" }])),
+        ]
+        .map(|(kind, entries)| (kind, Chains::new(kind, serde_json::from_value(entries).unwrap())))
+        .into();
+        let Picture { view, warnings } = state.picture();
+        assert_eq!(view.services.keys().cloned().collect::<BTreeSet<_>>(), names(&["later", "s000", "web"]));
+        assert_eq!(view.reach, [(name("web"), names(&["later", "s000"]))].into());
+        let protocols: Vec<Protocol> = view.services.values().map(|service| service.protocol).collect();
+        assert_eq!(protocols, [Protocol::Http, Protocol::Http2, Protocol::Http]);
+        let messages: Vec<&str> = warnings.iter().map(|warning| warning.message.as_str()).collect();
+        assert_eq!(
+            messages,
+            ["the service-resolver of later is not carried out: its instances are called directly"]
+        );
+        assert_eq!(view.services[&name("web")].callers, crate::plan::Callers::anybody());
+        assert_eq!(view.services[&name("s000")].callers, crate::plan::Callers::default());
+    }
+
+    #[test]
+    fn the_whole_catalog_is_asked_for_only_where_it_matters() {
+        let rule = |destination: &str| Intention {
+            source_name: "web".to_owned(),
+            destination_name: destination.to_owned(),
+            action: "allow".to_owned(),
+            precedence: 9,
+            ..Intention::default()
+        };
+        let with = |rules: Vec<Intention>, default_allow, transparent| {
+            let mut state = state(&[], transparent, &[]);
+            state.default_allow = Some(default_allow);
+            let source = Rules::new(rules);
+            state.rules = [(name("web"), LocalRules { source, ..LocalRules::default() })].into();
+            state
+        };
+        assert!(with(vec![], true, true).needs_names());
+        assert!(!with(vec![], true, false).needs_names());
+        let exact = with(vec![rule("api")], false, true);
+        assert!(!exact.needs_names());
+        assert_eq!(exact.wanted().alone, names(&["api", "web"]));
+        assert!(with(vec![rule("*")], false, true).needs_names());
+    }
 }
