@@ -142,6 +142,9 @@ pub enum ConsulError {
         /// The call.
         what: String,
     },
+    /// A call before the login.
+    #[error("there is no login at Consul yet, so there is no ACL token to call it with")]
+    NoSession,
     /// There is nothing of that name.
     #[error("{what}: not found{}{why}", if why.is_empty() { "" } else { ": " })]
     Missing {
@@ -288,6 +291,7 @@ impl Explain for ConsulError {
             ConsulError::Invalid { .. } => "ENM-K040",
             ConsulError::Node { .. } => "ENM-K041",
             ConsulError::Told(_) => "ENM-K042",
+            ConsulError::NoSession => "ENM-K069",
         }
     }
 
@@ -310,10 +314,10 @@ impl Explain for ConsulError {
                 "a PEM file that this user may read: certificates, or one private key"
             }
             ConsulError::UnknownCa { .. } => {
-                "name the CA of Consul's API as `[consul] ca_file` or CONSUL_CACERT"
+                "name the CA of Consul's API as `[consul] ca_file` or CONSUL_CACERT, or their folder as `ca_path`"
             }
             ConsulError::WrongName { .. } => {
-                "use a name that the certificate is for in `[consul] address`, or issue one with this name"
+                "set `[consul] tls_server_name` to a name that it is for, or issue one with this name"
             }
             ConsulError::ClientCertificate { given: false, .. } => {
                 "set `[consul] cert_file` and `key_file`: the server verifies incoming connections"
@@ -360,6 +364,7 @@ impl Explain for ConsulError {
             ConsulError::Node { .. } => {
                 "let an operator make the node once (it takes `node:write`); enmesh then needs the service's rights only"
             }
+            ConsulError::NoSession => "why the login failed is said on its own; it is tried again",
             ConsulError::Told(_) => "nothing: no program gives this out",
         };
         text.to_owned()

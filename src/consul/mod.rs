@@ -11,7 +11,9 @@ mod registration;
 mod server;
 
 pub use error::{ConsulError, ConsulWarning};
-pub use http::{Answer, Client, Endpoint, Query, Settings, Token, TokenSource, Watch, segment};
+pub use http::{
+    Answer, BasicAuth, Client, Endpoint, Query, SessionToken, Settings, Token, TokenSource, Watch, segment,
+};
 pub use registration::{
     AgentRegistry, Call, CatalogRegistry, Entry, Feature, FileRegistry, Gate, Health, Key, Node, Outcome,
     Recorded, Registry,
