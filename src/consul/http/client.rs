@@ -216,13 +216,14 @@ impl Client {
         Ok(Answer { body, index, hash })
     }
 
-    /// With partition and namespace, and with the datacenter where it is not the agent's own business.
+    /// With partition and namespace, and with the datacenter where it is not the agent's own business;
+    /// a login is: its token has to be known where it is used.
     fn scoped(&self, query: &Query) -> Query {
         let settings = &self.settings;
         let mut query = query.clone();
         let missing = |query: &Query, name| query.parameters.iter().all(|(there, _)| *there != name);
         if let Some(datacenter) = &settings.datacenter
-            && !query.path.starts_with("/v1/agent/")
+            && !["/v1/agent/", "/v1/acl/"].iter().any(|own| query.path.starts_with(own))
             && missing(&query, "dc")
         {
             query = query.with("dc", datacenter.as_str());
