@@ -44,6 +44,8 @@ pub struct Login {
 struct State {
     /// Whether the file has been looked at.
     loaded: bool,
+    /// What a former process has left; Consul may not know it any more.
+    left: Option<Session>,
     current: Option<Session>,
     /// Valid still, and to be logged out.
     old: Vec<Session>,
@@ -128,8 +130,8 @@ impl Login {
             Ok(session) => {
                 self.token.begin(session.token());
                 let mut state = self.state.borrow_mut();
-                let before = state.current.replace(session.clone());
-                state.old.extend(before);
+                let before = [state.left.take(), state.current.replace(session.clone())];
+                state.old.extend(before.into_iter().flatten());
                 state.failures = 0;
                 state.due = session.renew_at.map(at);
                 Ok(session)
@@ -162,12 +164,12 @@ impl Login {
     /// `ENM-K070` one was not logged out; it is tried again by the next call.
     pub async fn retire_old(&self) -> Result<(), ConsulError> {
         self.load()?;
-        let old = std::mem::take(&mut self.state.borrow_mut().old);
+        let old = self.state.borrow().old.clone();
         let mut result = Ok(());
         for session in old {
-            if let Err(error) = self.end(&session).await {
-                result = Err(error);
-                self.state.borrow_mut().old.push(session);
+            match self.end(&session).await {
+                Ok(()) => self.state.borrow_mut().old.retain(|it| *it != session),
+                Err(error) => result = Err(error),
             }
         }
         self.save(None)?;
@@ -182,8 +184,8 @@ impl Login {
         self.load()?;
         {
             let mut state = self.state.borrow_mut();
-            let current = state.current.take();
-            state.old.extend(current);
+            let last = [state.left.take(), state.current.take()];
+            state.old.extend(last.into_iter().flatten());
             state.due = None;
         }
         self.token.end();
@@ -193,27 +195,23 @@ impl Login {
     /// Takes up what a former process has left, if Consul knows it still.
     async fn resume(&self) -> Result<Option<Session>, ConsulError> {
         self.load()?;
-        let left = self.state.borrow_mut().current.take();
+        let left = self.state.borrow().left.clone();
         let Some(session) = left else { return Ok(None) };
         let client = self.client.with_token(TokenSource::Given(session.token()));
-        let known = client.get(&Query::new("/v1/acl/token/self")).await;
-        if let Err(ConsulError::UnknownToken { .. }) = known {
-            return Ok(None);
-        }
-        let mut state = self.state.borrow_mut();
-        state.due = session.renew_at.map(at);
-        match known {
+        match client.get(&Query::new("/v1/acl/token/self")).await {
             Ok(_) => {
                 self.token.resume(session.token());
+                let mut state = self.state.borrow_mut();
+                state.left = None;
                 state.current = Some(session.clone());
+                state.due = session.renew_at.map(at);
                 Ok(Some(session))
             }
-            Err(error) => {
-                // Nobody said that it is gone: the next attempt looks again.
-                state.loaded = false;
-                state.old.clear();
-                Err(error)
+            Err(ConsulError::UnknownToken { .. }) => {
+                self.state.borrow_mut().left = None;
+                Ok(None)
             }
+            Err(error) => Err(error),
         }
     }
 
@@ -225,7 +223,7 @@ impl Login {
         let kept = self.store.load(SystemTime::now())?;
         let mut state = self.state.borrow_mut();
         state.loaded = true;
-        state.current = kept.current;
+        state.left = kept.current;
         state.old = kept.old;
         Ok(())
     }
@@ -295,7 +293,7 @@ impl Login {
     fn save(&self, new: Option<&Session>) -> Result<(), ConsulError> {
         let state = self.state.borrow();
         let now = SystemTime::now();
-        let all = state.old.iter().chain(&state.current).chain(new);
+        let all = state.old.iter().chain(&state.left).chain(&state.current).chain(new);
         self.store.save(all.filter(|session| session.lives(now)))
     }
 
