@@ -14,7 +14,7 @@ mod bed;
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use acl_bed::{Issuer, acl, block, blocks, bootstrap, claims, identity, with_policy};
 use bed::{Agent, api, client_of, entry, gate, scene};
@@ -22,7 +22,7 @@ use enmesh::base::{Explain, Root};
 use enmesh::config::ConsulConfig;
 use enmesh::consul::{
     AgentRegistry, CatalogRegistry, Client, ConsulError, Login, Node, Query, Registry, ServerFacts, Settings,
-    Source, check_rights, missing_rights, needed_rights, whoami,
+    Source, Watch, check_rights, missing_rights, needed_rights, whoami,
 };
 use serde_json::{Value, json};
 
@@ -315,8 +315,7 @@ fn a_login_that_fails_says_why_and_leaves_the_old_token() {
         }
         assert_eq!(whoami(login.client()).await.unwrap().accessor, session.accessor);
         assert_eq!(tokens_of_logins(&operator).await, std::slice::from_ref(&session.accessor));
-        // After a failure it is tried again soon, and then the session has no end.
-        tokio::time::timeout(Duration::from_secs(90), login.due()).await.unwrap();
+        // The attempts that failed do not hinder one that is good; the session has no end.
         fs::write(&host.jwt, issuer.jwt("vm-1")).unwrap();
         login.renew().await.unwrap();
         assert!(tokio::time::timeout(Duration::from_millis(200), login.due()).await.is_err());
@@ -335,6 +334,36 @@ fn a_login_that_fails_says_why_and_leaves_the_old_token() {
         assert_eq!(host.login().login().await.unwrap_err().code(), "ENM-K002");
         assert!(matches!(host.login().logout().await, Err(ConsulError::Logout { .. })));
         assert_eq!(host.kept(), kept);
+    });
+}
+
+#[test]
+fn who_waits_for_a_change_does_not_notice_another_login() {
+    scene(acl(), async |agent: &mut Agent| {
+        let operator = bootstrap(agent).await;
+        let issuer = Issuer::new();
+        make_method(&operator, &issuer, Some("1m")).await;
+        let host = Host::new(agent, "host");
+        fs::write(&host.jwt, issuer.jwt("vm-1")).unwrap();
+        let login = host.login();
+        let first = login.login().await.unwrap();
+        let registry = AgentRegistry::new(login.client().clone(), gate());
+        let mut watch = Watch::by_index(Query::new("/v1/health/service/api"), Duration::from_secs(120));
+        watch.next(login.client()).await.unwrap();
+        let change = async {
+            // Due before the minute is over, with time to spare.
+            tokio::time::timeout(Duration::from_secs(40), login.due()).await.unwrap();
+            assert!(first.expires.unwrap() > SystemTime::now() + Duration::from_secs(20));
+            login.renew().await.unwrap();
+            login.retire_old().await.unwrap();
+            registry.register(&entry(api())).await.unwrap();
+        };
+        let seen = async {
+            tokio::time::timeout(Duration::from_secs(90), watch.next(login.client())).await.unwrap()
+        };
+        let ((), seen) = tokio::join!(change, seen);
+        assert_eq!(seen.unwrap()[0]["Service"]["ID"], "api-1");
+        login.logout().await.unwrap();
     });
 }
 
