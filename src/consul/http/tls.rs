@@ -19,17 +19,9 @@ use tokio_rustls::rustls::{
     AlertDescription, CertificateError, ClientConfig, Error as TlsError, RootCertStore, SignatureScheme,
 };
 
-use crate::base::files;
+use crate::base::{ca, files};
 use crate::consul::{ConsulError, Settings};
 
-/// Where distributions keep the CAs that the system trusts: Debian, Fedora, Alpine, SUSE. Consul's
-/// own tools trust the same ones, an administrator's additions among them.
-const SYSTEM_BUNDLES: [&str; 4] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/cert.pem",
-    "/etc/ssl/ca-bundle.pem",
-];
 /// Largest PEM file that is read, in bytes; a system's bundle has about 220 kB.
 const FILE_LIMIT: u64 = 4 << 20;
 
@@ -60,11 +52,7 @@ impl Tls {
     /// # Errors
     /// `ENM-K010` a file cannot be used.
     pub fn new(settings: &Settings) -> Result<Self, ConsulError> {
-        let ca_file = settings
-            .ca_file
-            .clone()
-            .or_else(|| SYSTEM_BUNDLES.iter().map(PathBuf::from).find(|path| path.is_file()));
-        let ca_file = ca_file.unwrap_or_else(|| PathBuf::from(SYSTEM_BUNDLES[0]));
+        let ca_file = settings.ca_file.clone().unwrap_or_else(ca::system_bundle);
         let tls = Tls { ca_file, client: settings.client.clone(), ready: RefCell::default() };
         tls.ready()?;
         Ok(tls)
