@@ -13,7 +13,7 @@ mod server;
 pub use error::{ConsulError, ConsulWarning};
 pub use http::{Answer, Client, Endpoint, Query, Settings, Token, TokenSource, Watch, segment};
 pub use registration::{
-    AgentRegistry, Call, CatalogRegistry, Entry, Feature, FileRegistry, Gate, Health, Key, Node, Outcome,
-    Recorded, Registry,
+    AgentRegistry, Call, CatalogRegistry, CheckReport, Entry, Feature, FileRegistry, Gate, Health, Key, Node,
+    Outcome, Pushed, Recorded, Registry,
 };
 pub use server::{ServerFacts, Source, Version};

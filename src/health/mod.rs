@@ -15,6 +15,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
+pub use crate::config::CheckStatus;
 pub use checker::{Checker, CheckerKey};
 pub use error::{HealthError, HealthWarning};
-pub use state::{CheckState, CheckStatus};
+pub use state::CheckState;

@@ -1,58 +1,14 @@
 //! How a check is, and when it becomes something else.
 
 use std::fmt;
-use std::str::FromStr;
 use std::time::SystemTime;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use crate::config::Check;
+use crate::config::{Check, CheckStatus};
 
 /// Longest output of a check that is kept, in characters; Consul's own limit is 4 KiB.
 const OUTPUT_MAX: usize = 1000;
-
-/// How a check is, in Consul's words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum CheckStatus {
-    /// The service may be used.
-    Passing,
-    /// It may be used, and somebody should look at it.
-    Warning,
-    /// It must not be used.
-    Critical,
-}
-
-impl CheckStatus {
-    /// Consul's word.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            CheckStatus::Passing => "passing",
-            CheckStatus::Warning => "warning",
-            CheckStatus::Critical => "critical",
-        }
-    }
-}
-
-impl fmt::Display for CheckStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for CheckStatus {
-    type Err = String;
-
-    /// Consul's words, and the short ones of its API.
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "passing" | "pass" => Ok(CheckStatus::Passing),
-            "warning" | "warn" => Ok(CheckStatus::Warning),
-            "critical" | "fail" => Ok(CheckStatus::Critical),
-            _ => Err(format!("{text:?} is none of passing, warning, critical")),
-        }
-    }
-}
 
 /// How a check is, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -60,14 +60,12 @@ async fn web(answers: Vec<String>) -> (String, Rc<RefCell<Vec<String>>>) {
     let asked = Rc::new(RefCell::new(Vec::new()));
     let seen = Rc::clone(&asked);
     spawn_local(async move {
-        let mut answers = answers.into_iter().peekable();
-        loop {
+        for turn in 0.. {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut request = Vec::new();
             while !request.ends_with(b"\r\n\r\n") && stream.read_buf(&mut request).await.unwrap_or(0) > 0 {}
             seen.borrow_mut().push(String::from_utf8_lossy(&request).into_owned());
-            let answer = answers.peek().cloned().unwrap_or_default();
-            answers.next_if(|_| true);
+            let answer = answers.get(turn).or(answers.last()).cloned().unwrap_or_default();
             let _ = stream.write_all(answer.as_bytes()).await;
         }
     });

@@ -2,6 +2,7 @@
 
 mod agent;
 mod catalog;
+mod checks;
 mod compare;
 mod definition;
 mod file;
@@ -12,6 +13,7 @@ mod validate;
 
 pub use agent::AgentRegistry;
 pub use catalog::{CatalogRegistry, Node};
+pub use checks::{CheckReport, Pushed};
 pub use file::FileRegistry;
 pub use gate::{Feature, Gate};
 pub use recorded::{Call, Recorded};
