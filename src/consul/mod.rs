@@ -5,6 +5,7 @@
 //! out what the server's release does not know, and says what that costs; a [`Registry`] brings it
 //! in and keeps it there: it looks first and writes only when something differs.
 
+pub mod entries;
 mod error;
 mod http;
 mod registration;

@@ -148,6 +148,22 @@ impl Client {
         self.call(Method::PUT, query, body, self.0.settings.limit).await
     }
 
+    /// As [`Client::put`], for calls that Consul takes as POST.
+    ///
+    /// # Errors
+    /// See [`ConsulError`].
+    pub async fn post(&self, query: &Query, body: Option<&Value>) -> Result<Answer, ConsulError> {
+        self.call(Method::POST, query, body, self.0.settings.limit).await
+    }
+
+    /// As [`Client::put`], to remove something.
+    ///
+    /// # Errors
+    /// See [`ConsulError`].
+    pub async fn delete(&self, query: &Query) -> Result<Answer, ConsulError> {
+        self.call(Method::DELETE, query, None, self.0.settings.limit).await
+    }
+
     async fn call(
         &self,
         method: Method,

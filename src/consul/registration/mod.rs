@@ -17,4 +17,5 @@ pub use checks::{CheckReport, Pushed};
 pub use file::FileRegistry;
 pub use gate::{Feature, Gate};
 pub use recorded::{Call, Recorded};
+pub(super) use registry::digest;
 pub use registry::{Entry, Health, Key, Outcome, Registry};
