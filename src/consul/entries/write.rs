@@ -165,7 +165,7 @@ impl<'a> Keeper<'a> {
                 Ok((Some(answer.body), index))
             }
             Err(ConsulError::Missing { .. }) => Ok((None, 0)),
-            Err(ConsulError::BadRequest { .. }) => {
+            Err(ConsulError::BadRequest { why, .. }) if why.contains("config entry kind") => {
                 Err(Stop::Entry(EntryError::Kind { place: entry.place(), label: entry.label() }))
             }
             Err(error) => Err(stop(entry, error)),
