@@ -5,6 +5,7 @@
 //! host can tell — whether a user exists, which port is free — is the planner's business.
 
 mod check;
+mod consul_rules;
 mod de;
 mod error;
 mod host;

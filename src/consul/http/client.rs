@@ -12,13 +12,15 @@ use tokio::time::Instant;
 
 use super::answer::judge;
 use super::transport::{Ask, Reply, Transport};
-use crate::consul::{ConsulError, Settings};
+use crate::consul::{ConsulError, Settings, TokenSource};
 
 /// The pause before a read is tried again; it doubles each time, and half of it is chance, so that
 /// hosts that lost the same server do not come back at the same moment.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// How often a read is tried at most.
 const ATTEMPTS: u32 = 4;
+/// The pause before a call is made again because the login is too new for the server that was asked.
+const SPREAD_PAUSE: Duration = Duration::from_millis(250);
 
 /// A path with its parameters.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,14 +85,21 @@ pub struct Answer {
     pub hash: Option<String>,
 }
 
+/// One call.
+struct Call<'c> {
+    method: Method,
+    query: &'c Query,
+    body: Option<&'c Value>,
+    limit: Duration,
+    /// Whether Consul is meant to hold it until there is a change.
+    held: bool,
+}
+
 /// Talks to one agent or server. Clones share everything.
 #[derive(Debug, Clone)]
-pub struct Client(Rc<Inner>);
-
-#[derive(Debug)]
-struct Inner {
-    settings: Settings,
-    transport: Transport,
+pub struct Client {
+    settings: Rc<Settings>,
+    transport: Rc<Transport>,
 }
 
 impl Client {
@@ -100,12 +109,19 @@ impl Client {
     /// `ENM-K010` a file for TLS cannot be used.
     pub fn new(settings: Settings) -> Result<Self, ConsulError> {
         let transport = Transport::new(&settings)?;
-        Ok(Client(Rc::new(Inner { settings, transport })))
+        Ok(Client { settings: Rc::new(settings), transport: Rc::new(transport) })
+    }
+
+    /// The same with another token; connections are shared.
+    #[must_use]
+    pub fn with_token(&self, token: TokenSource) -> Self {
+        let settings = Settings { token, ..Settings::clone(&self.settings) };
+        Client { settings: Rc::new(settings), transport: Rc::clone(&self.transport) }
     }
 
     /// How it was made.
     pub fn settings(&self) -> &Settings {
-        &self.0.settings
+        &self.settings
     }
 
     /// Reads, and tries again within the time limit when the failure may pass.
@@ -113,12 +129,12 @@ impl Client {
     /// # Errors
     /// See [`ConsulError`].
     pub async fn get(&self, query: &Query) -> Result<Answer, ConsulError> {
-        let end = Instant::now() + self.0.settings.limit;
+        let end = Instant::now() + self.settings.limit;
         let mut pause = FIRST_PAUSE;
         let mut attempt = 1;
         loop {
             let left = end.saturating_duration_since(Instant::now());
-            let error = match self.call(Method::GET, query, None, left).await {
+            let error = match self.call(Call { limit: left, ..self.of(Method::GET, query) }).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
@@ -137,7 +153,7 @@ impl Client {
     /// # Errors
     /// See [`ConsulError`].
     pub async fn get_within(&self, query: &Query, limit: Duration) -> Result<Answer, ConsulError> {
-        self.call(Method::GET, query, None, limit).await
+        self.call(Call { held: true, limit, ..self.of(Method::GET, query) }).await
     }
 
     /// Writes once: whether a write whose answer was lost has been done is for the caller to look.
@@ -145,7 +161,7 @@ impl Client {
     /// # Errors
     /// See [`ConsulError`].
     pub async fn put(&self, query: &Query, body: Option<&Value>) -> Result<Answer, ConsulError> {
-        self.call(Method::PUT, query, body, self.0.settings.limit).await
+        self.call(Call { body, ..self.of(Method::PUT, query) }).await
     }
 
     /// As [`Client::put`], for calls that Consul takes as POST.
@@ -153,7 +169,7 @@ impl Client {
     /// # Errors
     /// See [`ConsulError`].
     pub async fn post(&self, query: &Query, body: Option<&Value>) -> Result<Answer, ConsulError> {
-        self.call(Method::POST, query, body, self.0.settings.limit).await
+        self.call(Call { body, ..self.of(Method::POST, query) }).await
     }
 
     /// As [`Client::put`], to remove something.
@@ -161,41 +177,53 @@ impl Client {
     /// # Errors
     /// See [`ConsulError`].
     pub async fn delete(&self, query: &Query) -> Result<Answer, ConsulError> {
-        self.call(Method::DELETE, query, None, self.0.settings.limit).await
+        self.call(self.of(Method::DELETE, query)).await
     }
 
-    async fn call(
-        &self,
-        method: Method,
-        query: &Query,
-        body: Option<&Value>,
-        limit: Duration,
-    ) -> Result<Answer, ConsulError> {
-        let Inner { settings, transport } = &*self.0;
-        let server = transport.endpoint().to_string();
-        let what = format!("{method} {} at {server}", query.path);
+    fn of<'c>(&self, method: Method, query: &'c Query) -> Call<'c> {
+        Call { method, query, body: None, limit: self.settings.limit, held: false }
+    }
+
+    /// Makes the call, again and again while the login is so new that the server that was asked may
+    /// not know it yet: it has then done nothing.
+    async fn call(&self, call: Call<'_>) -> Result<Answer, ConsulError> {
+        loop {
+            match self.call_once(&call).await {
+                Err(ConsulError::UnknownToken { .. }) if self.settings.token.is_fresh() => {
+                    tokio::time::sleep(SPREAD_PAUSE).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    async fn call_once(&self, call: &Call<'_>) -> Result<Answer, ConsulError> {
+        let server = self.transport.endpoint().to_string();
+        let what = format!("{} {} at {server}", call.method, call.query.path);
         let ask = Ask {
-            method,
-            target: self.scoped(query).target(),
-            body: body.map(|body| body.to_string().into_bytes()).unwrap_or_default(),
-            token: settings.token.read()?,
-            limit,
+            method: call.method.clone(),
+            target: self.scoped(call.query).target(),
+            body: call.body.map(|body| body.to_string().into()).unwrap_or_default(),
+            token: self.settings.token.read()?,
+            limit: call.limit,
             what: what.clone(),
+            held: call.held,
         };
-        let reply = transport.send(ask).await?;
+        let reply = self.transport.send(ask).await?;
         let body = judge(&what, &server, &reply)?;
         let hash = header(&reply, "x-consul-contenthash").map(str::to_owned);
         let index = header(&reply, "x-consul-index").and_then(|text| text.parse().ok());
         Ok(Answer { body, index, hash })
     }
 
-    /// With the partition, and with the datacenter where it is not the agent's own business.
+    /// With partition and namespace, and with the datacenter where it is not the agent's own business;
+    /// a login is: its token has to be known where it is used.
     fn scoped(&self, query: &Query) -> Query {
-        let settings = &self.0.settings;
+        let settings = &self.settings;
         let mut query = query.clone();
         let missing = |query: &Query, name| query.parameters.iter().all(|(there, _)| *there != name);
         if let Some(datacenter) = &settings.datacenter
-            && !query.path.starts_with("/v1/agent/")
+            && !["/v1/agent/", "/v1/acl/"].iter().any(|own| query.path.starts_with(own))
             && missing(&query, "dc")
         {
             query = query.with("dc", datacenter.as_str());
@@ -204,6 +232,11 @@ impl Client {
             && missing(&query, "partition")
         {
             query = query.with("partition", partition.as_str());
+        }
+        if let Some(namespace) = &settings.namespace
+            && missing(&query, "ns")
+        {
+            query = query.with("ns", namespace.as_str());
         }
         query
     }

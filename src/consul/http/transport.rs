@@ -1,23 +1,19 @@
-//! One request, one connection, one answer: over TCP, TLS or a unix socket.
-//!
-//! A connection of its own costs a fraction of a millisecond on loopback and some on TLS, and there
-//! is none that has gone stale when a call that must not be sent twice is made.
+//! One request, one answer: over TCP, TLS or a unix socket.
 
-use std::convert::Infallible;
 use std::io;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::{Body, Bytes};
+use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{HeaderMap, HeaderValue};
-use hyper::{Method, Request};
-use hyper_util::rt::TokioIo;
+use hyper::{Method, Request, Response};
 use rustls_pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::settings::{Endpoint, Token};
+use super::pool::{Connection, Pool};
+use super::settings::Endpoint;
 use super::tls::{Ready, Tls};
+use super::token::{BasicAuth, Token};
 use crate::consul::{ConsulError, Settings};
 
 /// The largest body that is read, in bytes: a catalog of ten thousand instances has about 10 MB.
@@ -28,12 +24,14 @@ pub(super) struct Ask {
     pub method: Method,
     /// Path and query.
     pub target: String,
-    pub body: Vec<u8>,
+    pub body: Bytes,
     pub token: Option<Token>,
     /// How long everything may take, connecting included.
     pub limit: Duration,
     /// What it is called in errors.
     pub what: String,
+    /// Whether Consul is meant to hold it: then it has a connection of its own, which ends with it.
+    pub held: bool,
 }
 
 /// What was answered.
@@ -44,11 +42,29 @@ pub(super) struct Reply {
     pub body: Vec<u8>,
 }
 
+/// Why there is no reply.
+struct Failure {
+    error: ConsulError,
+    /// Whether a new connection may do better, and nothing is done twice by that: the connection had
+    /// been closed unseen, and the request was not sent or only reads.
+    stale: bool,
+}
+
+impl From<ConsulError> for Failure {
+    fn from(error: ConsulError) -> Self {
+        Failure { error, stale: false }
+    }
+}
+
 /// The way to the server.
 #[derive(Debug)]
 pub(super) struct Transport {
     endpoint: Endpoint,
+    /// The name that the server's certificate is to be for.
+    server_name: Option<String>,
+    auth: Option<BasicAuth>,
     tls: Option<Tls>,
+    pool: Pool,
 }
 
 impl Transport {
@@ -60,7 +76,8 @@ impl Transport {
             Endpoint::Tcp { tls: true, .. } => Some(Tls::new(settings)?),
             _ => None,
         };
-        Ok(Transport { endpoint, tls })
+        let (server_name, auth) = (settings.tls_server_name.clone(), settings.auth.clone());
+        Ok(Transport { endpoint, server_name, auth, tls, pool: Pool::default() })
     }
 
     pub fn endpoint(&self) -> &Endpoint {
@@ -68,13 +85,27 @@ impl Transport {
     }
 
     pub async fn send(&self, ask: Ask) -> Result<Reply, ConsulError> {
-        let (what, limit) = (ask.what.clone(), ask.limit);
-        tokio::time::timeout(limit, self.exchange(ask))
+        let exchange = tokio::time::timeout(ask.limit, self.exchange(&ask));
+        exchange
             .await
-            .unwrap_or(Err(ConsulError::Timeout { what, limit }))
+            .unwrap_or_else(|_| Err(ConsulError::Timeout { what: ask.what.clone(), limit: ask.limit }.into()))
+            .map_err(|failure| failure.error)
     }
 
-    async fn exchange(&self, ask: Ask) -> Result<Reply, ConsulError> {
+    async fn exchange(&self, ask: &Ask) -> Result<Reply, Failure> {
+        let tls = self.tls.as_ref().map(Tls::ready).transpose()?;
+        if !ask.held
+            && let Some(rested) = self.pool.take(tls.as_ref()).await
+        {
+            match self.talk(rested, ask).await {
+                Err(failure) if failure.stale => {}
+                done => return done,
+            }
+        }
+        self.talk(self.connect(tls, ask).await?, ask).await
+    }
+
+    async fn connect(&self, tls: Option<Ready>, ask: &Ask) -> Result<Connection, ConsulError> {
         let server = self.endpoint.to_string();
         let unconnected = |source: io::Error| match source.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
@@ -82,93 +113,111 @@ impl Transport {
             }
             _ => ConsulError::Unreachable { server: server.clone(), source },
         };
-        match &self.endpoint {
+        let connection = match &self.endpoint {
             Endpoint::Unix(path) => {
-                let stream = UnixStream::connect(path).await.map_err(unconnected)?;
-                self.talk(stream, ask, None).await
+                Connection::new(UnixStream::connect(path).await.map_err(unconnected)?, None).await
             }
             Endpoint::Tcp { host, port, .. } => {
                 let stream = dial(host, *port).await?.map_err(unconnected)?;
                 let _ = stream.set_nodelay(true);
-                let Some(tls) = &self.tls else { return self.talk(stream, ask, None).await };
-                let ready = tls.ready()?;
-                let name = ServerName::try_from(host.clone())
-                    .map_err(|_| ConsulError::Address { text: host.clone() })?;
-                let stream = ready.connector.connect(name, stream).await.map_err(|error| {
-                    ready.cause(&server, &error, false).unwrap_or_else(|| ConsulError::Tls {
-                        server: server.clone(),
-                        why: error.to_string(),
-                    })
-                })?;
-                self.talk(stream, ask, Some(&ready)).await
+                match tls {
+                    None => Connection::new(stream, None).await,
+                    Some(tls) => {
+                        let stream = self.shake_hands(&tls, stream, host).await?;
+                        Connection::new(stream, Some(tls)).await
+                    }
+                }
             }
-        }
+        };
+        connection.map_err(|error| ConsulError::Broken { what: ask.what.clone(), why: chain(&error) })
     }
 
-    async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
+    async fn shake_hands(
         &self,
-        stream: S,
-        ask: Ask,
-        tls: Option<&Ready>,
-    ) -> Result<Reply, ConsulError> {
-        let what = ask.what.clone();
+        tls: &Ready,
+        stream: TcpStream,
+        host: &str,
+    ) -> Result<tokio_rustls::client::TlsStream<TcpStream>, ConsulError> {
+        let server = self.endpoint.to_string();
+        let name = self.server_name.as_deref().unwrap_or(host);
+        let name = ServerName::try_from(name.to_owned())
+            .map_err(|_| ConsulError::Address { text: name.to_owned() })?;
+        tls.connector.connect(name, stream).await.map_err(|error| {
+            tls.cause(&server, &error, false)
+                .unwrap_or_else(|| ConsulError::Tls { server: server.clone(), why: error.to_string() })
+        })
+    }
+
+    async fn talk(&self, mut connection: Connection, ask: &Ask) -> Result<Reply, Failure> {
+        let tls = connection.tls.clone();
         let server = self.endpoint.to_string();
         let broken = |error: &(dyn std::error::Error + 'static)| {
-            tls.and_then(|tls| tls.cause(&server, error, true))
-                .unwrap_or_else(|| ConsulError::Broken { what: what.clone(), why: chain(error) })
+            tls.as_ref()
+                .and_then(|tls| tls.cause(&server, error, true))
+                .unwrap_or_else(|| ConsulError::Broken { what: ask.what.clone(), why: chain(error) })
         };
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake::<_, Full<Bytes>>(TokioIo::new(stream))
-                .await
-                .map_err(|error| broken(&error))?;
         let request = self.request(ask)?;
-        let exchange = async {
-            let response = sender.send_request(request).await.map_err(|error| broken(&error))?;
-            let (parts, body) = response.into_parts();
-            let too_large = || ConsulError::TooLarge { what: what.clone(), limit: BODY_LIMIT };
-            if body.size_hint().lower() > BODY_LIMIT as u64 {
-                return Err(too_large());
-            }
-            let body = Limited::new(body, BODY_LIMIT).collect().await.map_err(|error| {
-                if error.is::<LengthLimitError>() { too_large() } else { broken(error.as_ref()) }
+        let exchange = async |sender: &mut hyper::client::conn::http1::SendRequest<_>| {
+            let response = sender.try_send_request(request).await.map_err(|mut error| {
+                let unsent = error.take_message().is_some();
+                Failure { error: broken(error.error()), stale: unsent || ask.method == Method::GET }
             })?;
-            Ok(Reply {
-                status: parts.status.as_u16(),
-                headers: parts.headers,
-                body: body.to_bytes().to_vec(),
-            })
+            read(response, ask, &broken).await
         };
-        // The connection is driven by the same future, so that nothing outlives a timeout.
-        let drive = async {
-            let _ = connection.await;
-            std::future::pending::<Infallible>().await
-        };
-        tokio::select! {
-            reply = exchange => reply,
-            never = drive => match never {},
+        let reply = connection.drive(exchange).await?;
+        if !ask.held {
+            self.pool.keep(connection).await;
         }
+        Ok(reply)
     }
 
-    fn request(&self, ask: Ask) -> Result<Request<Full<Bytes>>, ConsulError> {
-        let what = ask.what;
-        let broken = |why: String| ConsulError::Broken { what: what.clone(), why };
+    fn request(&self, ask: &Ask) -> Result<Request<Full<Bytes>>, ConsulError> {
+        let broken = |why: String| ConsulError::Broken { what: ask.what.clone(), why };
         let mut request = Request::builder()
-            .method(ask.method)
+            .method(ask.method.clone())
             .uri(format!("{}{}", self.endpoint.prefix(), ask.target))
             .header("host", self.endpoint.authority())
             .header("user-agent", concat!("enmesh/", env!("CARGO_PKG_VERSION")))
             .header("accept", "application/json")
-            .header("connection", "close")
-            .body(Full::new(Bytes::from(ask.body)))
+            .body(Full::new(ask.body.clone()))
             .map_err(|error| broken(error.to_string()))?;
-        if let Some(token) = ask.token {
-            let mut value = HeaderValue::from_str(token.secret())
-                .map_err(|_| broken("the token is no header".to_owned()))?;
+        let headers = request.headers_mut();
+        if ask.held {
+            headers.insert("connection", HeaderValue::from_static("close"));
+        }
+        let mut secret = |name, text: &str| {
+            let mut value =
+                HeaderValue::from_str(text).map_err(|_| broken(format!("the {name} is no header")))?;
             value.set_sensitive(true);
-            request.headers_mut().insert("x-consul-token", value);
+            headers.insert(name, value);
+            Ok::<_, ConsulError>(())
+        };
+        if let Some(token) = &ask.token {
+            secret("x-consul-token", token.secret())?;
+        }
+        if let Some(auth) = &self.auth {
+            secret("authorization", auth.header())?;
         }
         Ok(request)
     }
+}
+
+/// The whole of an answer.
+async fn read(
+    response: Response<Incoming>,
+    ask: &Ask,
+    broken: &impl Fn(&(dyn std::error::Error + 'static)) -> ConsulError,
+) -> Result<Reply, Failure> {
+    let (parts, body) = response.into_parts();
+    let too_large = || ConsulError::TooLarge { what: ask.what.clone(), limit: BODY_LIMIT };
+    if body.size_hint().lower() > BODY_LIMIT as u64 {
+        return Err(too_large().into());
+    }
+    let body = Limited::new(body, BODY_LIMIT)
+        .collect()
+        .await
+        .map_err(|error| if error.is::<LengthLimitError>() { too_large() } else { broken(error.as_ref()) })?;
+    Ok(Reply { status: parts.status.as_u16(), headers: parts.headers, body: body.to_bytes().to_vec() })
 }
 
 /// Tries every address of the name in turn; the outer error is the name's.

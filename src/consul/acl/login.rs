@@ -1,0 +1,314 @@
+//! A login at an auth method, from the first to the last token.
+//!
+//! A new login is made long before the old one ends, and the old token stays valid until whoever uses
+//! it says that it is done with it: an Envoy whose stream has the old token in its head keeps its
+//! configuration. Whatever ends, is logged out, since tokens that lie about in Consul are found by
+//! others.
+
+use std::cell::RefCell;
+use std::time::{Duration, SystemTime};
+
+use rand::Rng;
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::refusal::cause;
+use super::session::{Session, Store};
+use crate::base::{Root, files};
+use crate::config::LoginConfig;
+use crate::consul::{Client, ConsulError, Query, SessionToken, TokenSource};
+
+/// Where sessions are kept over a restart of the daemon.
+const SESSIONS: &str = "/run/enmesh/consul-token.json";
+/// Largest bearer token, in bytes. Those of cloud identities have 1 to 4 kB, with many groups 16.
+const BEARER_LIMIT: u64 = 64 << 10;
+/// The pause after a login that failed; it doubles up to the last one, and half of it is chance.
+const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// How often the clock on the wall is looked at while waiting: it runs on while a VM is paused.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// Keeps this host logged in. One at a time calls what changes something.
+#[derive(Debug)]
+pub struct Login {
+    /// Without a token.
+    anonymous: Client,
+    client: Client,
+    token: SessionToken,
+    config: LoginConfig,
+    store: Store,
+    root: Root,
+    state: RefCell<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Whether the file has been looked at.
+    loaded: bool,
+    current: Option<Session>,
+    /// Valid still, and to be logged out.
+    old: Vec<Session>,
+    /// Logins in a row that failed.
+    failures: u32,
+    /// When the next one is due, by both clocks.
+    due: Option<(Instant, SystemTime)>,
+}
+
+impl Login {
+    /// For the Consul that `client` reaches; talks to nobody. When the client's settings are those of
+    /// a host file with `login`, it has the token of this login from then on.
+    pub fn new(client: &Client, config: LoginConfig, root: &Root) -> Self {
+        let token = match &client.settings().token {
+            TokenSource::Login(token) => token.clone(),
+            _ => SessionToken::default(),
+        };
+        let settings = client.settings();
+        let scope = [&settings.partition, &settings.namespace]
+            .map(|name| name.as_ref().map_or("", |name| name.as_str()).to_owned());
+        let purpose = json!([settings.endpoint.to_string(), scope, config.method, config.meta]).to_string();
+        Login {
+            anonymous: client.with_token(TokenSource::Anonymous),
+            client: client.with_token(TokenSource::Login(token.clone())),
+            token,
+            config,
+            store: Store::new(root.join(SESSIONS), purpose),
+            root: root.clone(),
+            state: RefCell::default(),
+        }
+    }
+
+    /// A client that calls with the token in force, also after it was renewed.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The session in force.
+    pub fn session(&self) -> Option<Session> {
+        self.state.borrow().current.clone()
+    }
+
+    /// Sessions that are to be logged out by [`Login::retire_old`].
+    pub fn old_sessions(&self) -> usize {
+        self.state.borrow().old.len()
+    }
+
+    /// The session in force; the one that a former process has left, when Consul knows it still; a
+    /// new one. After a failure [`Login::due`] says when to try again.
+    ///
+    /// # Errors
+    /// `ENM-K065` the bearer token cannot be read; `ENM-K066` no binding rule gives it rights;
+    /// `ENM-K067` Consul does not accept it; `ENM-K068` there is no such auth method; `ENM-K071`
+    /// there are no ACLs; `ENM-K072` the session cannot be kept; and those of any call.
+    pub async fn login(&self) -> Result<Session, ConsulError> {
+        if let Some(session) = self.session() {
+            return Ok(session);
+        }
+        let resumed = self.resume().await;
+        match resumed {
+            Ok(Some(session)) => Ok(session),
+            Ok(None) => self.renew().await,
+            Err(error) => {
+                self.failed();
+                Err(error)
+            }
+        }
+    }
+
+    /// A new session, whatever there is: when one is [`Login::due`], or when Consul does not know the
+    /// token any more (`ENM-K022`). The session before is valid until [`Login::retire_old`]; when this
+    /// fails, it stays in force.
+    ///
+    /// # Errors
+    /// As [`Login::login`].
+    pub async fn renew(&self) -> Result<Session, ConsulError> {
+        let begun = match self.load() {
+            Ok(()) => self.begin().await,
+            Err(error) => Err(error),
+        };
+        match begun {
+            Ok(session) => {
+                self.token.begin(session.token());
+                let mut state = self.state.borrow_mut();
+                let before = state.current.replace(session.clone());
+                state.old.extend(before);
+                state.failures = 0;
+                state.due = session.renew_at.map(at);
+                Ok(session)
+            }
+            Err(error) => {
+                self.failed();
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits until [`Login::renew`] is to be called: before the session ends, or after a failure.
+    /// Never, when the session has no end. It may be dropped midway.
+    pub async fn due(&self) {
+        loop {
+            let due = self.state.borrow().due;
+            let Some((instant, wall)) = due else { return std::future::pending().await };
+            let left = wall.duration_since(SystemTime::now()).unwrap_or_default();
+            let left = left.min(instant.saturating_duration_since(Instant::now()));
+            if left.is_zero() {
+                return;
+            }
+            tokio::time::sleep(left.min(LOOK)).await;
+        }
+    }
+
+    /// Logs out the sessions of before: once nobody uses their tokens, Envoy's streams among them.
+    ///
+    /// # Errors
+    /// `ENM-K070` one was not logged out; it is tried again by the next call.
+    pub async fn retire_old(&self) -> Result<(), ConsulError> {
+        self.load()?;
+        let old = std::mem::take(&mut self.state.borrow_mut().old);
+        let mut result = Ok(());
+        for session in old {
+            if let Err(error) = self.end(&session).await {
+                result = Err(error);
+                self.state.borrow_mut().old.push(session);
+            }
+        }
+        self.save(None)?;
+        result
+    }
+
+    /// Logs out everything that this host has logged in, a former process too, and removes the file.
+    ///
+    /// # Errors
+    /// `ENM-K070` a session was not logged out; it stays in the file and can be tried again.
+    pub async fn logout(&self) -> Result<(), ConsulError> {
+        self.load()?;
+        {
+            let mut state = self.state.borrow_mut();
+            let current = state.current.take();
+            state.old.extend(current);
+            state.due = None;
+        }
+        self.token.end();
+        self.retire_old().await
+    }
+
+    /// Takes up what a former process has left, if Consul knows it still.
+    async fn resume(&self) -> Result<Option<Session>, ConsulError> {
+        self.load()?;
+        let left = self.state.borrow_mut().current.take();
+        let Some(session) = left else { return Ok(None) };
+        let client = self.client.with_token(TokenSource::Given(session.token()));
+        let known = client.get(&Query::new("/v1/acl/token/self")).await;
+        if let Err(ConsulError::UnknownToken { .. }) = known {
+            return Ok(None);
+        }
+        let mut state = self.state.borrow_mut();
+        state.due = session.renew_at.map(at);
+        match known {
+            Ok(_) => {
+                self.token.resume(session.token());
+                state.current = Some(session.clone());
+                Ok(Some(session))
+            }
+            Err(error) => {
+                // Nobody said that it is gone: the next attempt looks again.
+                state.loaded = false;
+                state.old.clear();
+                Err(error)
+            }
+        }
+    }
+
+    /// What the file has, once.
+    fn load(&self) -> Result<(), ConsulError> {
+        if self.state.borrow().loaded {
+            return Ok(());
+        }
+        let kept = self.store.load(SystemTime::now())?;
+        let mut state = self.state.borrow_mut();
+        state.loaded = true;
+        state.current = kept.current;
+        state.old = kept.old;
+        Ok(())
+    }
+
+    async fn begin(&self) -> Result<Session, ConsulError> {
+        let bearer = self.bearer()?;
+        let asked = SystemTime::now();
+        let body = json!({
+            "AuthMethod": self.config.method,
+            "BearerToken": bearer,
+            "Meta": self.config.meta,
+        });
+        let answer = self.anonymous.post(&Query::new("/v1/acl/login"), Some(&body)).await;
+        let answer = answer.map_err(|error| cause(error, &self.config.method))?;
+        let session = Session::of(&answer.body, asked, rand::rng().random_range(0.0..1.0))?;
+        let usable = match self.save(Some(&session)) {
+            Ok(()) => self.usable(&session).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = usable {
+            // Nobody will ever use it. When it cannot be logged out either, it ends by itself.
+            let _ = self.end(&session).await;
+            let _ = self.save(None);
+            return Err(error);
+        }
+        Ok(session)
+    }
+
+    /// Waits until the servers know the token: any of them may be asked next.
+    async fn usable(&self, session: &Session) -> Result<(), ConsulError> {
+        let token = SessionToken::default();
+        token.begin(session.token());
+        let client = self.client.with_token(TokenSource::Login(token));
+        // `stale` lets any server answer, also one that is behind.
+        client.get(&Query::new("/v1/acl/token/self").with("stale", "")).await.map(|_| ())
+    }
+
+    /// The bearer token, as it is now.
+    fn bearer(&self) -> Result<String, ConsulError> {
+        let path = self.root.join(&self.config.bearer_token_file);
+        let wrong = |why: &str| ConsulError::BearerFile { path: path.clone(), why: why.to_owned() };
+        let bytes = files::read(&path, BEARER_LIMIT).map_err(|fault| wrong(&fault.message))?;
+        let bytes = bytes.ok_or_else(|| wrong("there is no such file"))?;
+        let text = str::from_utf8(&bytes).map_err(|_| wrong("it is not text"))?.trim();
+        if text.is_empty() {
+            return Err(wrong("it is empty"));
+        }
+        if text.contains(|c: char| !c.is_ascii_graphic()) {
+            return Err(wrong("it has more than one word, or characters that no token has"));
+        }
+        Ok(text.to_owned())
+    }
+
+    /// Logs one session out; one that is gone is fine.
+    async fn end(&self, session: &Session) -> Result<(), ConsulError> {
+        let client = self.client.with_token(TokenSource::Given(session.token()));
+        match client.post(&Query::new("/v1/acl/logout"), None).await {
+            // A token that is gone is unknown up to Consul 1.14, and not permitted (401) from 1.15.
+            Ok(_) | Err(ConsulError::UnknownToken { .. } | ConsulError::Denied { .. }) => Ok(()),
+            Err(error) => {
+                Err(ConsulError::Logout { accessor: session.accessor.clone(), why: error.to_string() })
+            }
+        }
+    }
+
+    /// Keeps all sessions, with `new` as the one to go on with.
+    fn save(&self, new: Option<&Session>) -> Result<(), ConsulError> {
+        let state = self.state.borrow();
+        let now = SystemTime::now();
+        let all = state.old.iter().chain(&state.current).chain(new);
+        self.store.save(all.filter(|session| session.lives(now)))
+    }
+
+    fn failed(&self) {
+        let mut state = self.state.borrow_mut();
+        let pause = PAUSES.0.saturating_mul(1 << state.failures.min(10)).min(PAUSES.1);
+        let pause = pause.mul_f64(rand::rng().random_range(0.5..1.0));
+        state.failures = state.failures.saturating_add(1);
+        state.due = Some((Instant::now() + pause, SystemTime::now() + pause));
+    }
+}
+
+/// A moment by both clocks.
+fn at(wall: SystemTime) -> (Instant, SystemTime) {
+    (Instant::now() + wall.duration_since(SystemTime::now()).unwrap_or_default(), wall)
+}
