@@ -16,8 +16,11 @@ use std::time::Duration;
 use bed::{Agent, entry, gate, scene};
 use enmesh::config::value::{ServiceId, Span};
 use enmesh::config::{Check, CheckStatus};
-use enmesh::consul::{CatalogRegistry, CheckReport, Client, Health, Key, Node, Query, Registry};
+use enmesh::consul::{
+    AgentRegistry, CatalogRegistry, CheckReport, Client, Gate, Health, Key, Node, Query, Registry,
+};
 use enmesh::health::Checker;
+use enmesh::plan::registration;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
@@ -156,5 +159,92 @@ fn an_app_that_goes_is_out_of_the_catalogs_answers() {
         healthy(0).await;
         let _again = TcpListener::bind("127.0.0.1:8080").await.unwrap();
         healthy(1).await;
+    });
+}
+
+/// A service file with a check of each kind, and with all that can be said about them.
+const EVERY_KIND: &str = r#"
+name = "api"
+port = 8080
+[[check]]
+id = "http"
+notes = "the shop's own"
+http = "https://127.0.0.1:8080/health"
+interval = "10s"
+timeout = "1m30s"
+method = "POST"
+header = { x-probe = ["1", "2"] }
+body = "ping"
+disable_redirects = true
+tls_server_name = "api.example"
+tls_skip_verify = true
+success_before_passing = 2
+failures_before_warning = 2
+failures_before_critical = 3
+deregister_critical_service_after = "1h"
+[[check]]
+id = "tcp"
+tcp = "127.0.0.1:8080"
+tcp_use_tls = true
+interval = "10s"
+[[check]]
+id = "grpc"
+grpc = "127.0.0.1:8080/pay"
+grpc_use_tls = true
+interval = "10s"
+[[check]]
+id = "ttl"
+ttl = "1h"
+[[check]]
+id = "alias"
+alias_service = "db"
+[[check]]
+id = "udp"
+udp = "127.0.0.1:53"
+interval = "10s"
+[[check]]
+id = "h2ping"
+h2ping = "127.0.0.1:8080"
+h2ping_use_tls = false
+interval = "10s"
+[[check]]
+id = "os"
+os_service = "spooler"
+interval = "10s"
+"#;
+
+#[test]
+fn an_agent_gets_checks_of_every_kind_that_it_knows() {
+    scene(json!({}), async |agent: &mut Agent| {
+        let client = agent.client();
+        let folder = agent.folder.path().join("tree/etc/enmesh/services");
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("api.toml"), EVERY_KIND).unwrap();
+        let root = enmesh::base::Root::new(agent.folder.path().join("tree"));
+        let config = enmesh::config::load(&root, &|_| None);
+        assert_eq!(config.errors, []);
+        let mut definition = registration(&config.services[0])["service"].clone();
+        definition["address"] = json!("127.0.0.1");
+        let wanted = entry(definition);
+        // By its version, and by what it refuses.
+        for gate in [gate(), Gate::default()] {
+            let registry = AgentRegistry::new(client.clone(), gate);
+            registry.deregister(&wanted.key).await.unwrap();
+            let outcome = registry.register(&wanted).await.unwrap();
+            let left_out: Vec<_> =
+                outcome.warnings.iter().filter(|it| it.message.contains("checks.")).collect();
+            assert_eq!(left_out.len(), 7, "{left_out:#?}");
+            let checks = agent.ask(&client, "/v1/agent/checks").await;
+            let ids: Vec<_> = checks
+                .as_object()
+                .unwrap()
+                .iter()
+                .filter(|(_, check)| check["ServiceID"] == "api")
+                .map(|(id, _)| id.as_str())
+                .collect();
+            assert_eq!(ids, ["alias", "grpc", "http", "tcp", "ttl"]);
+            assert_eq!(checks["http"]["Notes"], "the shop's own");
+            assert_eq!(registry.observe(&wanted).await.unwrap(), Vec::<String>::new());
+        }
     });
 }
