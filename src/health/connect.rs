@@ -1,6 +1,9 @@
 //! Connections to what is checked.
 
+use std::cell::RefCell;
+use std::fs;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
@@ -48,17 +51,22 @@ impl Target {
 }
 
 /// How a check trusts.
-#[derive(Debug, Clone)]
 pub(super) struct Tls {
     /// Any certificate will do.
     pub skip_verify: bool,
     /// The name that it must be for, where it is not the host's.
     pub name: Option<String>,
+    /// What was made of the system's CAs, and of which state of their file.
+    ready: RefCell<Option<(Option<SystemTime>, Arc<ClientConfig>)>>,
 }
 
 impl Tls {
-    /// Makes a TLS connection of `stream`, which leads to `host`, and offers `protocols`. The
-    /// system's CAs are read each time: checks are rare, and the file may change.
+    pub fn new(skip_verify: bool, name: Option<String>) -> Self {
+        Tls { skip_verify, name, ready: RefCell::default() }
+    }
+
+    /// Makes a TLS connection of `stream`, which leads to `host`, and offers `protocols`, which are the
+    /// same each time.
     pub async fn wrap(
         &self,
         stream: TcpStream,
@@ -68,10 +76,23 @@ impl Tls {
         let name = self.name.as_deref().unwrap_or(host);
         let name =
             ServerName::try_from(name.to_owned()).map_err(|_| format!("{name:?} is no name for TLS"))?;
+        let connector = TlsConnector::from(self.ready(protocols)?);
+        connector.connect(name, stream).await.map_err(|error| format!("TLS: {error}"))
+    }
+
+    /// The file of CAs is read again when it has changed.
+    fn ready(&self, protocols: &[&str]) -> Result<Arc<ClientConfig>, String> {
+        let stamp = fs::metadata(ca::system_bundle()).and_then(|meta| meta.modified()).ok();
+        if let Some((then, config)) = &*self.ready.borrow()
+            && *then == stamp
+        {
+            return Ok(Arc::clone(config));
+        }
         let mut config = self.config()?;
         config.alpn_protocols = protocols.iter().map(|it| it.as_bytes().to_vec()).collect();
-        let connector = TlsConnector::from(Arc::new(config));
-        connector.connect(name, stream).await.map_err(|error| format!("TLS: {error}"))
+        let config = Arc::new(config);
+        self.ready.replace(Some((stamp, Arc::clone(&config))));
+        Ok(config)
     }
 
     fn config(&self) -> Result<ClientConfig, String> {

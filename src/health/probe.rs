@@ -28,7 +28,7 @@ impl Probe {
     pub fn new(check: Check, exec_as: Option<User>) -> Self {
         let usual = if check.exec.is_some() { EXEC_TIMEOUT } else { TIMEOUT };
         let limit = check.timeout.map_or(usual, |timeout| timeout.0);
-        let tls = Tls { skip_verify: check.tls_skip_verify, name: check.tls_server_name.clone() };
+        let tls = Tls::new(check.tls_skip_verify, check.tls_server_name.clone());
         Probe { check, exec_as, tls, limit }
     }
 
