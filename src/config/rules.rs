@@ -44,6 +44,14 @@ pub(super) fn warnings(service: &ServiceConfig, spot: Spot<'_>) -> Vec<ConfigErr
     vec![ConfigError::at(Problem::PortBypassed { port }, &spot(&[Step::Key("port")]))]
 }
 
+/// Whether a check that stands at `at` is right by itself.
+pub(super) fn takes(single: &Check, at: &At) -> bool {
+    let spot = |_: &[Step<'_>]| at.clone();
+    let mut found = Found { spot: &spot, errors: Findings::default() };
+    check(single, 0, &mut found);
+    found.errors.into_errors(at.file()).is_empty()
+}
+
 struct Found<'a> {
     spot: Spot<'a>,
     errors: Findings,

@@ -207,7 +207,8 @@ async fn grpc_is_asked_in_its_own_protocol() {
         assert!(status == CheckStatus::Critical && output.contains("NOT_SERVING"), "{output}");
         // A web server is none.
         let (address, _) = web(vec![answer("200 OK", "")]).await;
-        assert_eq!(once(grpc(address)).await.0, CheckStatus::Critical);
+        let timeout = Some(Span(Duration::from_millis(200)));
+        assert_eq!(once(Check { timeout, ..grpc(address) }).await.0, CheckStatus::Critical);
     })
     .await;
 }
