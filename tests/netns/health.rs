@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bed::{Agent, entry, gate, scene};
+use enmesh::base::exec::User;
 use enmesh::config::value::{ServiceId, Span};
 use enmesh::config::{Check, CheckStatus};
 use enmesh::consul::{
@@ -246,5 +247,24 @@ fn an_agent_gets_checks_of_every_kind_that_it_knows() {
             assert_eq!(checks["http"]["Notes"], "the shop's own");
             assert_eq!(registry.observe(&wanted).await.unwrap(), Vec::<String>::new());
         }
+    });
+}
+
+#[test]
+fn a_program_runs_as_who_it_is_told_and_has_no_groups_of_ours() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        let script = r#"test "$(id -u) $(id -G)" = "65534 65533" && echo as told"#;
+        let command = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
+        let check = Check { exec: Some(command), interval: Some(Span::seconds(60)), ..Check::default() };
+        let id: ServiceId = "api".parse().unwrap();
+        let user = User { uid: 65534, gid: 65533 };
+        let (checker, _) = Checker::start(&BTreeMap::from([(id, vec![check])]), Some(user));
+        // That it is there, and that it was run.
+        for _ in 0..2 {
+            tokio::time::timeout(Duration::from_secs(20), checker.changed()).await.unwrap();
+        }
+        let state = checker.states().pop_first().unwrap().1;
+        assert_eq!((state.status, state.output.as_str()), (CheckStatus::Passing, "as told"));
     });
 }
