@@ -44,6 +44,8 @@ pub struct Login {
 struct State {
     /// Whether the file has been looked at.
     loaded: bool,
+    /// What a former process has left; Consul may not know it any more.
+    left: Option<Session>,
     current: Option<Session>,
     /// Valid still, and to be logged out.
     old: Vec<Session>,
@@ -128,8 +130,8 @@ impl Login {
             Ok(session) => {
                 self.token.begin(session.token());
                 let mut state = self.state.borrow_mut();
-                let before = state.current.replace(session.clone());
-                state.old.extend(before);
+                let before = [state.left.take(), state.current.replace(session.clone())];
+                state.old.extend(before.into_iter().flatten());
                 state.failures = 0;
                 state.due = session.renew_at.map(at);
                 Ok(session)
@@ -162,12 +164,12 @@ impl Login {
     /// `ENM-K070` one was not logged out; it is tried again by the next call.
     pub async fn retire_old(&self) -> Result<(), ConsulError> {
         self.load()?;
-        let old = std::mem::take(&mut self.state.borrow_mut().old);
+        let old = self.state.borrow().old.clone();
         let mut result = Ok(());
         for session in old {
-            if let Err(error) = self.end(&session).await {
-                result = Err(error);
-                self.state.borrow_mut().old.push(session);
+            match self.end(&session).await {
+                Ok(()) => self.state.borrow_mut().old.retain(|it| *it != session),
+                Err(error) => result = Err(error),
             }
         }
         self.save(None)?;
@@ -182,8 +184,8 @@ impl Login {
         self.load()?;
         {
             let mut state = self.state.borrow_mut();
-            let current = state.current.take();
-            state.old.extend(current);
+            let last = [state.left.take(), state.current.take()];
+            state.old.extend(last.into_iter().flatten());
             state.due = None;
         }
         self.token.end();
@@ -193,27 +195,23 @@ impl Login {
     /// Takes up what a former process has left, if Consul knows it still.
     async fn resume(&self) -> Result<Option<Session>, ConsulError> {
         self.load()?;
-        let left = self.state.borrow_mut().current.take();
+        let left = self.state.borrow().left.clone();
         let Some(session) = left else { return Ok(None) };
         let client = self.client.with_token(TokenSource::Given(session.token()));
-        let known = client.get(&Query::new("/v1/acl/token/self")).await;
-        if let Err(ConsulError::UnknownToken { .. }) = known {
-            return Ok(None);
-        }
-        let mut state = self.state.borrow_mut();
-        state.due = session.renew_at.map(at);
-        match known {
+        match client.get(&Query::new("/v1/acl/token/self")).await {
             Ok(_) => {
                 self.token.resume(session.token());
+                let mut state = self.state.borrow_mut();
+                state.left = None;
                 state.current = Some(session.clone());
+                state.due = session.renew_at.map(at);
                 Ok(Some(session))
             }
-            Err(error) => {
-                // Nobody said that it is gone: the next attempt looks again.
-                state.loaded = false;
-                state.old.clear();
-                Err(error)
+            Err(ConsulError::UnknownToken { .. }) => {
+                self.state.borrow_mut().left = None;
+                Ok(None)
             }
+            Err(error) => Err(error),
         }
     }
 
@@ -225,7 +223,7 @@ impl Login {
         let kept = self.store.load(SystemTime::now())?;
         let mut state = self.state.borrow_mut();
         state.loaded = true;
-        state.current = kept.current;
+        state.left = kept.current;
         state.old = kept.old;
         Ok(())
     }
@@ -295,7 +293,7 @@ impl Login {
     fn save(&self, new: Option<&Session>) -> Result<(), ConsulError> {
         let state = self.state.borrow();
         let now = SystemTime::now();
-        let all = state.old.iter().chain(&state.current).chain(new);
+        let all = state.old.iter().chain(&state.left).chain(&state.current).chain(new);
         self.store.save(all.filter(|session| session.lives(now)))
     }
 
@@ -311,4 +309,101 @@ impl Login {
 /// A moment by both clocks.
 fn at(wall: SystemTime) -> (Instant, SystemTime) {
     (Instant::now() + wall.duration_since(SystemTime::now()).unwrap_or_default(), wall)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::base::Explain;
+    use crate::consul::http::fake::{Asked, FakeConsul, settings};
+
+    fn said(status: u16, body: &str) -> Vec<u8> {
+        format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into()
+    }
+
+    const GIVEN: &str = r#"{ "AccessorID": "new", "SecretID": "secret" }"#;
+
+    /// A login at a server that answers one call after the other.
+    async fn login(answers: Vec<Vec<u8>>, folder: &tempfile::TempDir) -> (Login, Asked) {
+        let (address, asked) = FakeConsul { answers, hangs: false }.listen(None).await;
+        std::fs::write(folder.path().join("jwt"), "the.bearer.token").unwrap();
+        let config = LoginConfig {
+            method: "vm".to_owned(),
+            bearer_token_file: PathBuf::from("/jwt"),
+            meta: BTreeMap::new(),
+        };
+        let client = Client::new(settings(&format!("http://{address}"))).unwrap();
+        (Login::new(&client, config, &Root::new(folder.path())), asked)
+    }
+
+    fn paths(asked: &Asked) -> Vec<String> {
+        asked.borrow().iter().map(|head| head.split(' ').nth(1).unwrap().to_owned()).collect()
+    }
+
+    async fn local(work: impl Future<Output = ()>) {
+        tokio::task::LocalSet::new().run_until(work).await;
+    }
+
+    /// A real Consul of one server is never behind.
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_token_is_in_force_once_a_server_that_is_behind_knows_it() {
+        local(async {
+            let folder = tempfile::tempdir().unwrap();
+            let unknown = said(403, "ACL not found");
+            let answers = vec![said(200, GIVEN), unknown.clone(), unknown, said(200, "{}")];
+            let (login, asked) = login(answers, &folder).await;
+            let session = login.login().await.unwrap();
+            assert_eq!((session.accessor.as_str(), session.expires), ("new", None));
+            let own = "/v1/acl/token/self?stale=";
+            assert_eq!(paths(&asked), ["/v1/acl/login", own, own, own]);
+            assert!(!asked.borrow()[0].contains("x-consul-token"), "a login needs no token");
+            assert!(asked.borrow()[3].contains("x-consul-token: secret"));
+            assert!(!format!("{login:?}").contains("secret"));
+        })
+        .await;
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_token_that_cannot_be_used_is_logged_out_and_the_old_one_stays() {
+        local(async {
+            let folder = tempfile::tempdir().unwrap();
+            let denied = said(403, "Permission denied");
+            let first = GIVEN.replace("new", "old");
+            let answers = vec![said(200, &first), said(200, "{}"), said(200, GIVEN), denied, said(200, "")];
+            let (login, asked) = login(answers, &folder).await;
+            login.login().await.unwrap();
+            assert_eq!(login.renew().await.unwrap_err().code(), "ENM-K021");
+            assert_eq!(paths(&asked).last().unwrap(), "/v1/acl/logout");
+            assert_eq!(login.session().unwrap().accessor, "old");
+            let kept = login.store.load(SystemTime::now()).unwrap();
+            assert_eq!((kept.current, kept.old), (login.session(), Vec::new()));
+        })
+        .await;
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn failures_are_tried_again_ever_more_seldom() {
+        local(async {
+            let folder = tempfile::tempdir().unwrap();
+            let (login, _) = login(vec![said(403, "Permission denied")], &folder).await;
+            assert!(tokio::time::timeout(Duration::from_millis(20), login.due()).await.is_err());
+            for longest in [1, 2, 4, 8, 16, 32, 60, 60, 60] {
+                assert_eq!(login.login().await.unwrap_err().code(), "ENM-K066");
+                let (instant, _) = login.state.borrow().due.unwrap();
+                let pause = instant.saturating_duration_since(Instant::now()).as_secs_f64();
+                assert!((f64::from(longest) / 2.0 - 0.5..=f64::from(longest)).contains(&pause), "{pause}");
+            }
+            // By either clock.
+            let (now, wall) = (Instant::now(), SystemTime::now());
+            let hour = Duration::from_secs(3600);
+            for due in [(now + hour, wall), (now, wall + hour)] {
+                login.state.borrow_mut().due = Some(due);
+                tokio::time::timeout(Duration::from_secs(5), login.due()).await.unwrap();
+            }
+        })
+        .await;
+    }
 }

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::answer::judge;
 use super::transport::{Ask, Reply, Transport};
-use crate::consul::{ConsulError, Settings, TokenSource};
+use crate::consul::{ConsulError, Settings, Token, TokenSource};
 
 /// The pause before a read is tried again; it doubles each time, and half of it is chance, so that
 /// hosts that lost the same server do not come back at the same moment.
@@ -184,27 +184,30 @@ impl Client {
         Call { method, query, body: None, limit: self.settings.limit, held: false }
     }
 
-    /// Makes the call, again and again while the login is so new that the server that was asked may
-    /// not know it yet: it has then done nothing.
+    /// Makes the call, again where Consul does not know the token and so has done nothing: while the
+    /// login is so new that the server that was asked may be behind, and when it was renewed, and the
+    /// old one ended, while Consul held the call.
     async fn call(&self, call: Call<'_>) -> Result<Answer, ConsulError> {
         loop {
-            match self.call_once(&call).await {
-                Err(ConsulError::UnknownToken { .. }) if self.settings.token.is_fresh() => {
-                    tokio::time::sleep(SPREAD_PAUSE).await;
-                }
-                done => return done,
+            let token = self.settings.token.read()?;
+            let result = self.call_once(&call, token.clone()).await;
+            let unknown = matches!(result, Err(ConsulError::UnknownToken { .. }));
+            if unknown && self.settings.token.is_fresh() {
+                tokio::time::sleep(SPREAD_PAUSE).await;
+            } else if !unknown || self.settings.token.read()? == token {
+                return result;
             }
         }
     }
 
-    async fn call_once(&self, call: &Call<'_>) -> Result<Answer, ConsulError> {
+    async fn call_once(&self, call: &Call<'_>, token: Option<Token>) -> Result<Answer, ConsulError> {
         let server = self.transport.endpoint().to_string();
         let what = format!("{} {} at {server}", call.method, call.query.path);
         let ask = Ask {
             method: call.method.clone(),
             target: self.scoped(call.query).target(),
             body: call.body.map(|body| body.to_string().into()).unwrap_or_default(),
-            token: self.settings.token.read()?,
+            token,
             limit: call.limit,
             what: what.clone(),
             held: call.held,

@@ -397,9 +397,18 @@ async fn a_new_login_may_be_unknown_for_a_moment() {
         let client = Client::new(login(address)).unwrap();
         let error = client.put(&Query::new("/v1/x"), None).await.unwrap_err();
         assert_eq!((error.code(), asked.borrow().len()), ("ENM-K022", 1));
+        // Unless it was replaced while Consul held the call.
+        let answers = vec![unknown.into(), GOOD.into()];
+        let (address, asked) = FakeConsul { answers, hangs: false }.listen(None).await;
+        let client = Client::new(login(address)).unwrap();
+        let query = Query::new("/v1/x");
+        let replaced = async { session.resume(token("renewed")) };
+        let (answer, ()) = tokio::join!(client.get_within(&query, Duration::from_secs(5)), replaced);
+        assert_eq!(answer.unwrap().body, 42);
+        assert!(asked.borrow()[0].contains("old") && asked.borrow()[1].contains("renewed"));
         session.end();
         assert_eq!(fault_of(login(address)).await.code, "ENM-K069");
-        assert_eq!(asked.borrow().len(), 1, "nothing is asked in nobody's name");
+        assert_eq!(asked.borrow().len(), 2, "nothing is asked in nobody's name");
     })
     .await;
 }

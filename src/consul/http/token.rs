@@ -51,17 +51,24 @@ impl fmt::Debug for Token {
 /// The token of the login that is in force. Clones share it: who renews the login changes what every
 /// client sends next.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct SessionToken(Rc<RefCell<Option<(Token, Option<Instant>)>>>);
+pub struct SessionToken(Rc<RefCell<Option<InForce>>>);
+
+#[derive(Debug, PartialEq, Eq)]
+struct InForce {
+    token: Token,
+    /// When it was made, where that is known.
+    since: Option<Instant>,
+}
 
 impl SessionToken {
     /// A token that was made this moment.
     pub(in crate::consul) fn begin(&self, token: Token) {
-        self.0.replace(Some((token, Some(Instant::now()))));
+        self.0.replace(Some(InForce { token, since: Some(Instant::now()) }));
     }
 
     /// A token that was made some time ago.
     pub(in crate::consul) fn resume(&self, token: Token) {
-        self.0.replace(Some((token, None)));
+        self.0.replace(Some(InForce { token, since: None }));
     }
 
     /// No token.
@@ -70,11 +77,11 @@ impl SessionToken {
     }
 
     fn get(&self) -> Option<Token> {
-        self.0.borrow().as_ref().map(|(token, _)| token.clone())
+        self.0.borrow().as_ref().map(|it| it.token.clone())
     }
 
     fn is_fresh(&self) -> bool {
-        self.0.borrow().as_ref().and_then(|(_, since)| *since).is_some_and(|since| since.elapsed() < SPREAD)
+        self.0.borrow().as_ref().and_then(|it| it.since).is_some_and(|since| since.elapsed() < SPREAD)
     }
 }
 
