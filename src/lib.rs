@@ -9,6 +9,7 @@ pub mod plan;
 
 pub mod consul;
 pub mod envoy;
+pub mod health;
 pub mod netns;
 pub mod redirect;
 pub mod supervise;

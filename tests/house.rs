@@ -11,12 +11,13 @@ use source::{Source, root, sources};
 
 /// The rooms and the floor each is on. A room imports rooms of lower floors only; the adapters share
 /// a floor and so never know each other.
-const FLOORS: [(&str, u8); 14] = [
+const FLOORS: [(&str, u8); 15] = [
     ("base", 0),
     ("config", 1),
     ("plan", 2),
     ("consul", 3),
     ("envoy", 3),
+    ("health", 3),
     ("netns", 3),
     ("redirect", 3),
     ("supervise", 3),

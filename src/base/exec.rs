@@ -2,11 +2,16 @@
 //! array, a cleared environment, bytes on standard input, a time limit, and no shell.
 
 use std::io::{self, Read, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 
 use super::{Class, Explain, Fault};
 
@@ -109,6 +114,31 @@ pub fn find(name: &str) -> Result<PathBuf, Fault> {
         .ok_or_else(|| ExecError::Missing { name: name.to_owned() }.into())
 }
 
+/// Somebody to run a program as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct User {
+    /// Number of the user.
+    pub uid: u32,
+    /// Number of its group; it gets no other ones.
+    pub gid: u32,
+}
+
+/// A program of somebody else's to run once: it is put into a process group of its own, and what it
+/// started goes with it when it has to end.
+#[derive(Debug, Clone, Copy)]
+pub struct Guest<'a> {
+    /// Its absolute path.
+    pub program: &'a Path,
+    /// Its arguments.
+    pub arguments: &'a [String],
+    /// Who runs it; the caller unless given.
+    pub user: Option<User>,
+    /// How long it may take.
+    pub limit: Duration,
+    /// How much of each of its outputs is kept, in bytes; the rest is read and forgotten.
+    pub keep: u64,
+}
+
 /// Runs `program` with `arguments`, feeds it `stdin`, and waits for at most `limit`.
 ///
 /// The child sees an empty environment but for `LC_ALL=C`, so that its words do not change with the
@@ -118,29 +148,57 @@ pub fn find(name: &str) -> Result<PathBuf, Fault> {
 /// `ENM-X011` it cannot be started, `ENM-X012` it took longer than `limit` (and was killed). A
 /// program that ran and said no is not an error here: look at [`Output::status`].
 pub fn run(program: &Path, arguments: &[&str], stdin: &[u8], limit: Duration) -> Result<Output, Fault> {
+    let mut command = command(program);
+    command.args(arguments).stdin(Stdio::piped());
+    let never = AtomicBool::new(false);
+    let patience = Patience { limit, pause: QUICK, stop: &never, group: false };
+    launch(command, program, stdin, OUTPUT_LIMIT, &patience)
+}
+
+/// Runs `guest` without input until it ends, its time is over, or `stop` is set.
+///
+/// # Errors
+/// `ENM-X011` it cannot be started, `ENM-X012` it took longer than its limit or was stopped, and was
+/// killed with all that it had started.
+pub fn run_guest(guest: &Guest<'_>, stop: &AtomicBool) -> Result<Output, Fault> {
+    let mut command = command(guest.program);
+    command.args(guest.arguments).stdin(Stdio::null()).process_group(0);
+    if let Some(user) = guest.user {
+        // Being root, the standard library gives up the caller's further groups with the uid.
+        command.uid(user.uid).gid(user.gid);
+    }
+    let patience = Patience { limit: guest.limit, pause: EASY, stop, group: true };
+    launch(command, guest.program, b"", guest.keep, &patience)
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is the helper that everyone else goes through")]
+fn command(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear().env("LC_ALL", "C").stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn launch(
+    mut command: Command,
+    program: &Path,
+    stdin: &[u8],
+    keep: u64,
+    patience: &Patience<'_>,
+) -> Result<Output, Fault> {
     let start = |source| ExecError::Start { program: program.to_owned(), source };
-    #[expect(clippy::disallowed_methods, reason = "this is the helper that everyone else goes through")]
-    let mut child = Command::new(program)
-        .args(arguments)
-        .env_clear()
-        .env("LC_ALL", "C")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(start)?;
+    let mut child = command.spawn().map_err(start)?;
     if let Some(mut pipe) = child.stdin.take() {
         let bytes = stdin.to_vec();
         // A program that ends without reading all of it closes the pipe; its status says why.
         thread::spawn(move || drop(pipe.write_all(&bytes)));
     }
-    let stdout = drain(child.stdout.take());
-    let stderr = drain(child.stderr.take());
-    let status = wait(&mut child, limit).map_err(start)?;
+    let stdout = drain(child.stdout.take(), keep);
+    let stderr = drain(child.stderr.take(), keep);
+    let status = wait(&mut child, patience).map_err(start)?;
     // A grandchild may hold the pipes open for ever; then the output is given up, not this call.
     let collect = |receiver: mpsc::Receiver<Vec<u8>>| receiver.recv_timeout(LINGER).unwrap_or_default();
     let Some(status) = status else {
-        return Err(ExecError::Timeout { program: program.to_owned(), limit }.into());
+        return Err(ExecError::Timeout { program: program.to_owned(), limit: patience.limit }.into());
     };
     Ok(Output {
         pid: child.id(),
@@ -150,34 +208,56 @@ pub fn run(program: &Path, arguments: &[&str], stdin: &[u8], limit: Duration) ->
     })
 }
 
-fn drain(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>> {
+fn drain(pipe: Option<impl Read + Send + 'static>, keep: u64) -> mpsc::Receiver<Vec<u8>> {
     let (sender, receiver) = mpsc::channel();
-    if let Some(pipe) = pipe {
+    if let Some(mut pipe) = pipe {
         thread::spawn(move || {
             let mut bytes = Vec::new();
-            let _ = pipe.take(OUTPUT_LIMIT).read_to_end(&mut bytes);
+            let _ = pipe.by_ref().take(keep).read_to_end(&mut bytes);
+            // A program whose output nobody reads would be ended by it.
+            let _ = io::copy(&mut pipe, &mut io::sink());
             let _ = sender.send(bytes);
         });
     }
     receiver
 }
 
-/// Waits with growing pauses (at most 5 ms, so that a 10 ms `nft` is not slowed down noticeably);
-/// kills and reaps at the limit, then `None`.
-fn wait(child: &mut Child, limit: Duration) -> io::Result<Option<ExitStatus>> {
+/// How a program's end is waited for.
+struct Patience<'a> {
+    limit: Duration,
+    /// The longest pause between two looks.
+    pause: Duration,
+    /// Set by who does not want to wait any more.
+    stop: &'a AtomicBool,
+    /// Whether the program leads a process group, which then ends with it.
+    group: bool,
+}
+
+/// A 10 ms `nft` is not slowed down noticeably.
+const QUICK: Duration = Duration::from_millis(1);
+/// For programs that may take seconds.
+const EASY: Duration = Duration::from_millis(20);
+
+/// Waits with growing pauses; kills and reaps at the limit, then `None`.
+fn wait(child: &mut Child, patience: &Patience<'_>) -> io::Result<Option<ExitStatus>> {
     let started = std::time::Instant::now();
     let mut pause = Duration::from_micros(100);
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(Some(status));
         }
-        if started.elapsed() >= limit {
+        if started.elapsed() >= patience.limit || patience.stop.load(Ordering::Relaxed) {
+            if patience.group
+                && let Ok(group) = i32::try_from(child.id())
+            {
+                let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+            }
             child.kill()?;
             child.wait()?;
             return Ok(None);
         }
         thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(1));
+        pause = (pause * 2).min(patience.pause);
     }
 }
 
@@ -208,6 +288,29 @@ mod tests {
         let out = run(Path::new("/bin/sh"), &arguments, b"", Duration::from_secs(5)).unwrap();
         assert!(out.status.success());
         assert!(started.elapsed() < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_guest_ends_with_all_that_it_started() {
+        let arguments = ["-c".to_owned(), "sleep 30 & echo $!; yes | head -c 100000; wait".to_owned()];
+        let stop = AtomicBool::new(false);
+        let mut guest = Guest {
+            program: Path::new("/bin/sh"),
+            arguments: &arguments,
+            user: None,
+            limit: Duration::from_millis(300),
+            keep: 10,
+        };
+        assert_eq!(run_guest(&guest, &stop).unwrap_err().code, "ENM-X012");
+        // Stopped from outside, long before its time.
+        guest.limit = Duration::from_secs(60);
+        stop.store(true, Ordering::Relaxed);
+        assert_eq!(run_guest(&guest, &stop).unwrap_err().code, "ENM-X012");
+        let arguments = ["-c".to_owned(), "yes | head -c 1000000".to_owned()];
+        let guest = Guest { arguments: &arguments, ..guest };
+        let out = run_guest(&guest, &AtomicBool::new(false)).unwrap();
+        assert!(out.status.success());
+        assert_eq!(out.stdout, b"y\ny\ny\ny\ny\n");
     }
 
     #[test]

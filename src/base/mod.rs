@@ -3,6 +3,7 @@
 //!
 //! Nothing in here knows what a service or a mesh is.
 
+pub mod ca;
 pub mod exec;
 pub mod fault;
 pub mod files;

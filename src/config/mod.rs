@@ -4,6 +4,7 @@
 //! wrong on their own (a port is a number from 1 to 65535, a CIDR has no host bits). What only the
 //! host can tell — whether a user exists, which port is free — is the planner's business.
 
+mod check;
 mod consul_rules;
 mod de;
 mod error;
@@ -21,6 +22,7 @@ pub mod value;
 
 use std::path::PathBuf;
 
+pub use check::{Check, CheckStatus};
 pub use host::{
     ConsulConfig, ControlPlane, DnsConfig, Driver, EnvoyConfig, HostConfig, LoginConfig, PortsConfig,
     Profile, RegistrationMode, StaticConfig,
@@ -28,7 +30,7 @@ pub use host::{
 pub use load::{load, load_beside, load_path, watched_paths};
 pub use schema::{schema_host, schema_service};
 pub use service::{
-    Bypass, Capture, Check, DnsMode, Inbound, Ipv6Policy, Legacy, LegacyForm, Locality, Mode, OnProxyFailure,
+    Bypass, Capture, DnsMode, Inbound, Ipv6Policy, Legacy, LegacyForm, Locality, Mode, OnProxyFailure,
     ProxyConfig, ServiceConfig, Upstream, Weights,
 };
 

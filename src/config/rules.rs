@@ -44,6 +44,14 @@ pub(super) fn warnings(service: &ServiceConfig, spot: Spot<'_>) -> Vec<ConfigErr
     vec![ConfigError::at(Problem::PortBypassed { port }, &spot(&[Step::Key("port")]))]
 }
 
+/// Whether a check that stands at `at` is right by itself.
+pub(super) fn takes(single: &Check, at: &At) -> bool {
+    let spot = |_: &[Step<'_>]| at.clone();
+    let mut found = Found { spot: &spot, errors: Findings::default() };
+    check(single, 0, &mut found);
+    found.errors.into_errors(at.file()).is_empty()
+}
+
 struct Found<'a> {
     spot: Spot<'a>,
     errors: Findings,
@@ -109,13 +117,15 @@ fn check(check: &Check, index: usize, found: &mut Found<'_>) {
     if let Some(name) = &check.name {
         found.line("the name of a check", name, &path("name"));
     }
-    let kinds = [check.http.is_some(), check.tcp.is_some(), check.grpc.is_some(), check.exec.is_some()];
-    let count = kinds.iter().filter(|given| **given).count() + usize::from(check.ttl.is_some());
+    let kinds = check.kinds();
+    let count = kinds.len();
     if count != 1 {
         found.add(Problem::CheckKinds { count }, &[Step::Key("check"), Step::Item(index)]);
         return;
     }
+    let kind = kinds.first().copied().unwrap_or_default();
     check_target(check, &path, found);
+    check_request(check, kind, &path, found);
     check_times(check, index, found);
 }
 
@@ -126,8 +136,10 @@ fn check_target<'a>(check: &Check, path: &dyn Fn(&'a str) -> [Step<'a>; 3], foun
     if let Some(url) = check.http.as_ref().filter(|url| !is_http_url(url)) {
         wrong("http", url, "an http:// or https:// URL");
     }
-    if let Some(target) = check.tcp.as_ref().filter(|target| !is_host_port(target)) {
-        wrong("tcp", target, "HOST:PORT");
+    for (key, target) in [("tcp", &check.tcp), ("udp", &check.udp), ("h2ping", &check.h2ping)] {
+        if let Some(target) = target.as_ref().filter(|target| !is_host_port(target)) {
+            wrong(key, target, "HOST:PORT");
+        }
     }
     if let Some(target) = &check.grpc {
         let (host_port, name) = target.split_once('/').unwrap_or((target, ""));
@@ -143,24 +155,82 @@ fn check_target<'a>(check: &Check, path: &dyn Fn(&'a str) -> [Step<'a>; 3], foun
     }
 }
 
+/// What says more about one kind of check stands with that kind only.
+fn check_request<'a>(
+    check: &Check,
+    kind: &str,
+    path: &dyn Fn(&'a str) -> [Step<'a>; 3],
+    found: &mut Found<'_>,
+) {
+    let of = [
+        ("method", check.method.is_some(), &["http"][..]),
+        ("header", !check.header.is_empty(), &["http"]),
+        ("body", check.body.is_some(), &["http"]),
+        ("disable_redirects", check.disable_redirects, &["http"]),
+        ("grpc_use_tls", check.grpc_use_tls, &["grpc"]),
+        ("tcp_use_tls", check.tcp_use_tls, &["tcp"]),
+        ("h2ping_use_tls", check.h2ping_use_tls.is_some(), &["h2ping"]),
+        ("docker_container_id", check.docker_container_id.is_some(), &["exec"]),
+        ("tls_server_name", check.tls_server_name.is_some(), &["http", "tcp", "grpc", "h2ping"]),
+        ("tls_skip_verify", check.tls_skip_verify, &["http", "tcp", "grpc", "h2ping"]),
+    ];
+    for (key, given, kinds) in of {
+        if given && !kinds.contains(&kind) {
+            let why = format!("`{key}` is for {} checks, and this one is `{kind}`", kinds.join(", "));
+            found.add(Problem::Text { why }, &path(key));
+        }
+    }
+    let method = check.method.as_deref().unwrap_or("GET");
+    if hyper::Method::from_bytes(method.as_bytes()).is_err() {
+        found.add(Problem::Text { why: format!("{method:?} is no method of HTTP") }, &path("method"));
+    }
+    for (name, values) in &check.header {
+        let fine = hyper::header::HeaderName::from_bytes(name.as_bytes()).is_ok()
+            && values.iter().all(|value| hyper::header::HeaderValue::from_str(value).is_ok());
+        if !fine {
+            found.add(Problem::Text { why: format!("{name:?} or its value is no header") }, &path("header"));
+        }
+    }
+    let texts = [
+        ("notes", &check.notes),
+        ("os_service", &check.os_service),
+        ("docker_container_id", &check.docker_container_id),
+        ("tls_server_name", &check.tls_server_name),
+    ];
+    for (key, text) in texts {
+        if let Some(text) = text {
+            found.line(&format!("`{key}`"), text, &path(key));
+        }
+    }
+}
+
 fn check_times(check: &Check, index: usize, found: &mut Found<'_>) {
     let here = [Step::Key("check"), Step::Item(index)];
     let at = |key| [Step::Key("check"), Step::Item(index), Step::Key(key)];
     let mut wrong = |why, path: &[Step<'_>]| found.add(Problem::CheckTiming { why }, path);
-    match (check.ttl, check.interval) {
-        (Some(_), Some(_)) => {
-            wrong("a `ttl` check has no `interval`: the app reports by itself", &at("interval"))
-        }
-        (None, None) => wrong("the check has no `interval`", &here),
-        _ => {}
+    let runs = check.ttl.is_none() && check.alias_service.is_none();
+    if !runs && check.interval.is_some() {
+        wrong("a `ttl` or `alias_service` check has no `interval`: nothing is run", &at("interval"));
     }
-    if check.ttl.is_some() && check.timeout.is_some() {
-        wrong("a `ttl` check has no `timeout`: nothing is run", &at("timeout"));
+    if runs && check.interval.is_none() {
+        wrong("the check has no `interval`", &here);
     }
-    for (key, span) in [("ttl", check.ttl), ("interval", check.interval), ("timeout", check.timeout)] {
+    if !runs && check.timeout.is_some() {
+        wrong("a `ttl` or `alias_service` check has no `timeout`: nothing is run", &at("timeout"));
+    }
+    let spans = [
+        ("ttl", check.ttl),
+        ("interval", check.interval),
+        ("timeout", check.timeout),
+        ("deregister_critical_service_after", check.deregister_critical_service_after),
+    ];
+    for (key, span) in spans {
         if span.is_some_and(|span| span.0.is_zero() || span > CHECK_TIME_MAX) {
             wrong("the times of a check are above zero and at most a year", &at(key));
         }
+    }
+    if check.deregister_critical_service_after.is_some_and(|span| span < Span::seconds(60)) {
+        wrong("an agent takes no service out before a minute", &at("deregister_critical_service_after"));
     }
 }
 

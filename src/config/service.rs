@@ -7,8 +7,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::Check;
 use super::value::{
-    AddressSpec, Cidr, InterfaceName, Port, PortSpec, Scope, ServiceId, ServiceName, Span, UserSpec,
+    AddressSpec, Cidr, InterfaceName, Port, PortSpec, Scope, ServiceId, ServiceName, UserSpec,
 };
 
 /// One service of this host: `/etc/enmesh/services/*.toml` or `*.json`.
@@ -228,39 +229,6 @@ impl Default for Bypass {
 #[expect(clippy::expect_used, reason = "22 is not 0")]
 fn ssh() -> Port {
     Port::new(22).expect("22 is a port")
-}
-
-/// A health check; exactly one of `http`, `tcp`, `grpc`, `exec` and `ttl` is given.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Check {
-    /// Id; derived unless given.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub id: Option<ServiceId>,
-    /// Shown in Consul.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
-    /// URL that must answer 2xx.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub http: Option<String>,
-    /// HOST:PORT that must accept a connection.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub tcp: Option<String>,
-    /// HOST:PORT[/SERVICE] of the gRPC health protocol.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub grpc: Option<String>,
-    /// Absolute path of a program and its arguments; exit status 0 passes, 1 warns.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub exec: Option<Vec<String>>,
-    /// The app reports by itself, at least this often.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ttl: Option<Span>,
-    /// Time between two runs.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub interval: Option<Span>,
-    /// Time one run may take.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub timeout: Option<Span>,
 }
 
 /// An explicit upstream: a listener on loopback that leads to another service.

@@ -6,11 +6,13 @@
 //! in and keeps it there: it looks first and writes only when something differs.
 
 mod acl;
+pub mod entries;
 mod error;
 mod http;
 mod registration;
 mod server;
 mod warning;
+pub mod xds;
 
 pub use acl::{Access, Login, Right, Session, Whoami, check_rights, missing_rights, needed_rights, whoami};
 pub use error::ConsulError;
@@ -18,9 +20,9 @@ pub use http::{
     Answer, BasicAuth, Client, Endpoint, Query, SessionToken, Settings, Token, TokenSource, Watch, segment,
 };
 pub use registration::{
-    AgentRegistry, Call, CatalogRegistry, Contact, Entry, Feature, FileRegistry, Gate, Health, Key, Node,
-    Outcome, Presence, Recorded, Registry, Topic,
+    AgentRegistry, Call, CatalogRegistry, CheckReport, Contact, Entry, Feature, FileRegistry, Gate, Health,
+    Key, Node, Outcome, Presence, Pushed, Recorded, Registry, Topic,
 };
 pub use server::{ServerFacts, Source, Version};
-pub mod xds;
+
 pub use warning::ConsulWarning;

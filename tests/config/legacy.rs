@@ -269,3 +269,24 @@ fn a_legacy_service_stands_beside_native_ones() {
     tree.service("host.toml", "name = 'pay'\ncapture.scope = 'user:pay'\n");
     assert_eq!(only(&tree.load().errors), ("ENM-C040", 1, 2));
 }
+
+#[test]
+fn checks_of_the_plain_form_are_read_where_they_can_be() {
+    let checks = json!([
+        { "id": "own", "name": "app", "http": "http://127.0.0.1:80/", "interval": "10s", "status": "critical" },
+        { "check_id": "service:web:2", "args": ["/bin/true", "x"], "interval": "1m", "timeout": "5s" },
+        { "args": ["true"], "interval": "10s" },
+        { "tcp": "127.0.0.1:80" },
+        { "http": "http://x/", "something": 1, "interval": "1s" },
+    ]);
+    let file = json!({ "name": "web", "port": 80, "check": { "ttl": "30s" }, "checks": checks });
+    let config = load(&file);
+    assert_eq!(codes(&config.errors), Vec::<&str>::new());
+    let service = &config.services[0];
+    let kinds: Vec<_> = service.checks.iter().flat_map(enmesh::config::Check::kinds).collect();
+    assert_eq!(kinds, ["ttl", "http", "exec"]);
+    assert_eq!(service.checks[1].id.as_ref().unwrap().as_str(), "own");
+    assert_eq!(service.checks[2].id, None);
+    // To Consul goes what stands in the file.
+    assert_eq!(enmesh::plan::registration(service)["service"]["checks"], checks);
+}

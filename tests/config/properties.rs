@@ -117,6 +117,10 @@ fn check() -> impl Strategy<Value = Check> {
                 ttl: (kind == 4).then_some(span),
                 interval: (kind != 4).then_some(span),
                 timeout: timeout.filter(|_| kind != 4),
+                header: (kind == 0).then(|| ("x-a".to_owned(), vec!["b".to_owned()])).into_iter().collect(),
+                tls_skip_verify: kind == 2,
+                failures_before_critical: (kind == 1).then_some(3),
+                ..Check::default()
             }
         },
     )

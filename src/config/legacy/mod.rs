@@ -5,6 +5,7 @@
 //! is false. A value that cannot be read is an error and never dropped.
 
 mod annotations;
+mod checks;
 mod plain;
 
 use std::collections::BTreeMap;

@@ -66,7 +66,8 @@ pub(super) fn read(root: &Node, notes: &mut Notes) -> Option<ServiceConfig> {
     let address = plain.address();
 
     let legacy = Legacy { form: LegacyForm::Plain, virtual_ip: None, fields: plain.fields(port) };
-    Some(ServiceConfig { id, port, tags, meta, address, ..service(name?, legacy) })
+    let checks = super::checks::checks(root);
+    Some(ServiceConfig { id, port, tags, meta, address, checks, ..service(name?, legacy) })
 }
 
 struct Plain<'a> {

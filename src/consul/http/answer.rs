@@ -53,6 +53,9 @@ fn refusal(what: String, server: &str, reply: &Reply) -> ConsulError {
     if says("Scripts are disabled") {
         return ConsulError::Scripts { what };
     }
+    if says("invalid config entry kind") {
+        return ConsulError::BadRequest { what, why };
+    }
     match reply.status {
         400 => match unknown_field(&why) {
             Some(field) => ConsulError::UnknownField { what, field },
@@ -114,6 +117,7 @@ mod tests {
             (500, "No cluster leader", "ENM-K027"),
             (500, "No known Consul servers", "ENM-K027"),
             (500, "No path to datacenter", "ENM-K028"),
+            (500, "invalid config entry kind: mesh", "ENM-K026"),
             (500, "Scripts are disabled on this agent from remote calls", "ENM-K030"),
             (503, "", "ENM-K031"),
             (405, "method PUT not allowed", "ENM-K031"),

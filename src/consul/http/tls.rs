@@ -19,17 +19,9 @@ use tokio_rustls::rustls::{
     AlertDescription, CertificateError, ClientConfig, Error as TlsError, RootCertStore, SignatureScheme,
 };
 
-use crate::base::files;
+use crate::base::{ca, files};
 use crate::consul::{ConsulError, Settings};
 
-/// Where distributions keep the CAs that the system trusts: Debian, Fedora, Alpine, SUSE. Consul's
-/// own tools trust the same ones, an administrator's additions among them.
-const SYSTEM_BUNDLES: [&str; 4] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/cert.pem",
-    "/etc/ssl/ca-bundle.pem",
-];
 /// Largest PEM file that is read, in bytes; a system's bundle has about 220 kB.
 const FILE_LIMIT: u64 = 4 << 20;
 
@@ -72,11 +64,10 @@ impl Tls {
     /// # Errors
     /// `ENM-K010` a file cannot be used.
     pub fn new(settings: &Settings) -> Result<Self, ConsulError> {
-        let bundle = || SYSTEM_BUNDLES.iter().map(PathBuf::from).find(|path| path.is_file());
         let trust = match (&settings.ca_file, &settings.ca_path) {
             (Some(file), _) => Trust::File(file.clone()),
             (None, Some(folder)) => Trust::Folder(folder.clone()),
-            (None, None) => Trust::File(bundle().unwrap_or_else(|| PathBuf::from(SYSTEM_BUNDLES[0]))),
+            (None, None) => Trust::File(ca::system_bundle()),
         };
         let tls = Tls { trust, client: settings.client.clone(), ready: RefCell::default() };
         tls.ready()?;

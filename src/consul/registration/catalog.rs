@@ -26,9 +26,9 @@ pub struct Node {
 /// The catalog's HTTP API.
 #[derive(Debug)]
 pub struct CatalogRegistry {
-    client: Client,
+    pub(super) client: Client,
     gate: RefCell<Gate>,
-    node: Node,
+    pub(super) node: Node,
 }
 
 impl CatalogRegistry {
@@ -225,7 +225,7 @@ impl Seen {
 }
 
 /// All services of the node; `None` when there is no such node.
-async fn services_of(
+pub(super) async fn services_of(
     client: &Client,
     node: &Node,
     key: Option<&Key>,
@@ -238,7 +238,7 @@ async fn services_of(
     Ok(there.then_some(services))
 }
 
-fn id_of(service: &Value) -> String {
+pub(super) fn id_of(service: &Value) -> String {
     service.get("ID").and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
@@ -251,7 +251,7 @@ fn check_id(service: &str) -> String {
     format!("enmesh:{service}")
 }
 
-fn check(service: &str, health: &Health, key: &Key) -> Value {
+pub(super) fn check(service: &str, health: &Health, key: &Key) -> Value {
     let (status, output) = match health {
         Health::Passing => ("passing", ""),
         Health::Critical(why) => ("critical", why.as_str()),
@@ -263,7 +263,7 @@ fn check(service: &str, health: &Health, key: &Key) -> Value {
     check
 }
 
-fn scope(body: &mut Value, key: &Key) {
+pub(super) fn scope(body: &mut Value, key: &Key) {
     if let Some(fields) = body.as_object_mut() {
         for (name, value) in [("Namespace", &key.namespace), ("Partition", &key.partition)] {
             if let Some(value) = value {

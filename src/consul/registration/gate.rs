@@ -100,12 +100,17 @@ const fn field(path: &'static [&'static str], minor: u32, cost: &'static str) ->
     }
 }
 
+/// A kind of check, without which the check is none.
+const fn check_kind(path: &'static [&'static str], minor: u32) -> Field {
+    Field { goes: Goes::Item, ..field(path, minor, "the check is left out, and nobody makes it") }
+}
+
 const fn scoped(path: &'static [&'static str], minor: u32, goes: Goes, cost: &'static str) -> Field {
     Field { enterprise: true, goes, same_without: &["default"], ..field(path, minor, cost) }
 }
 
 /// Every such field, with the release that brought it.
-const FIELDS: [Field; 15] = [
+const FIELDS: [Field; 23] = [
     Field {
         same_without: &["", "direct"],
         ..field(
@@ -164,6 +169,14 @@ const FIELDS: [Field; 15] = [
     ),
     field(&[PROXY[0], PROXY[1], PROXY[2], "envoy_extensions"], 15, "the extensions are not in the sidecar"),
     field(&["ports"], 22, "the service is registered without its further ports"),
+    check_kind(&["checks", "*", "udp"], 13),
+    check_kind(&["checks", "*", "h2ping"], 10),
+    check_kind(&["checks", "*", "os_service"], 14),
+    field(&["checks", "*", "h2ping_use_tls"], 10, "the check is made over TLS"),
+    field(&["checks", "*", "tls_server_name"], 10, "the check wants a certificate for the host's own name"),
+    field(&["checks", "*", "disable_redirects"], 12, "the check follows redirections"),
+    field(&["checks", "*", "failures_before_warning"], 11, "the check does not warn before it is critical"),
+    field(&["checks", "*", "tcp_use_tls"], 17, "the check only connects, without TLS"),
 ];
 
 /// What the server takes.
@@ -368,5 +381,18 @@ mod tests {
                 && has("2.0.0", Feature::Locality)
                 && !has("2.0.0", Feature::Sds)
         );
+    }
+
+    #[test]
+    fn a_check_that_the_server_does_not_know_is_left_out_whole() {
+        let service = json!({ "name": "api", "checks": [
+            { "udp": "127.0.0.1:53", "interval": "1s" },
+            { "h2ping": "127.0.0.1:80", "h2ping_use_tls": false, "interval": "1s" },
+            { "http": "https://x/", "tls_server_name": "y", "disable_redirects": true, "interval": "1s" },
+        ] });
+        let (pruned, warnings) = gate("1.8.7", false).prune(&service);
+        assert_eq!(pruned["checks"], json!([{ "http": "https://x/", "interval": "1s" }]));
+        assert_eq!(codes(&warnings), ["ENM-K050"; 4]);
+        assert_eq!(gate("1.17.0", false).prune(&service), (service, vec![]));
     }
 }

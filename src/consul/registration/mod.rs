@@ -2,6 +2,7 @@
 
 mod agent;
 mod catalog;
+mod checks;
 mod compare;
 mod definition;
 mod file;
@@ -13,8 +14,10 @@ mod validate;
 
 pub use agent::AgentRegistry;
 pub use catalog::{CatalogRegistry, Node};
+pub use checks::{CheckReport, Pushed};
 pub use file::FileRegistry;
 pub use gate::{Feature, Gate};
 pub use presence::{Contact, Presence, Topic};
 pub use recorded::{Call, Recorded};
+pub(super) use registry::digest;
 pub use registry::{Entry, Health, Key, Outcome, Registry};

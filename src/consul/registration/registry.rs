@@ -150,7 +150,7 @@ impl Prepared {
 }
 
 /// The first 16 hexadecimal digits of the SHA-256 of `value`, whose keys are sorted.
-fn digest(value: &Value) -> String {
+pub(in crate::consul) fn digest(value: &Value) -> String {
     let mut hex = String::new();
     for byte in Sha256::digest(value.to_string()).iter().take(8) {
         let _ = write!(hex, "{byte:02x}");
