@@ -13,6 +13,6 @@ pub mod peers;
 mod source;
 
 pub use commands::{InitReport, InitRequest, IssueReport, IssueRequest, ca_init, ca_issue};
-pub use dns::Resolver;
+pub use dns::{HostServers, Others, Resolver};
 pub use peers::TrustDomain;
 pub use source::{Link, Local, MeshSource, StaticMesh, UNMADE_TRUST_DOMAIN};

@@ -88,6 +88,10 @@ impl Picture {
         }
         for (set, elements) in elements {
             let set = picture.sets.entry(set).or_default();
+            // What packets put there comes and goes.
+            if set.shape.starts_with("nf_proto ") {
+                continue;
+            }
             if set.shape.starts_with("inet_proto ") {
                 let named: Vec<Json> = elements.into_iter().map(protocol_element).collect();
                 set.elements = merged(&named.iter().collect::<Vec<_>>());
@@ -105,6 +109,8 @@ impl Picture {
             Some(flag) => vec![text(flag)],
             None => Vec::new(),
         };
+        // Not told by nft 1.0.
+        flags.retain(|flag| flag != "dynamic");
         flags.sort();
         let shape = format!("{} : {} [{}]", field("type"), field("map"), flags.join(","));
         self.sets.insert(name(object, "name"), SetPicture { shape, elements: BTreeSet::new() });
