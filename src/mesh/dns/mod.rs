@@ -6,6 +6,8 @@
 mod error;
 mod forward;
 mod life;
+#[cfg(test)]
+mod others;
 mod question;
 mod servers;
 #[cfg(test)]

@@ -145,9 +145,9 @@ mod tests {
         assert_eq!(question.fit(&other), Fit::No, "another number");
         assert_eq!(question.fit(&question.bytes), Fit::No, "a query");
         let mut other = answer.clone();
-        other[14] ^= 0x20;
+        other[15] ^= 0x20;
         assert_eq!(question.fit(&other), Fit::NotCase);
-        other[14] = b'z';
+        other[15] = b'z';
         assert_eq!(question.fit(&other), Fit::No, "another name");
         assert_eq!(question.fit(&answer[..20]), Fit::No);
     }

@@ -166,6 +166,8 @@ fn words(value: &Json) -> String {
                 "meta" | "ct" if inner.as_object().is_some_and(|inner| inner.len() == 1) => {
                     format!("{key} {}", field(inner, "key"))
                 }
+                // What is not said of an element of a set.
+                "elem" if inner.is_object() => format!("elem({})", words(&said_only(inner))),
                 // A list of flags, in the words of nft 1.1.
                 "|" => words(inner),
                 _ if inner.is_null() => key.clone(),
@@ -175,6 +177,11 @@ fn words(value: &Json) -> String {
         }
         scalar => text(scalar),
     }
+}
+
+fn said_only(object: &Json) -> Json {
+    let fields = object.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());
+    Json::Object(fields.map(|(key, value)| (key.clone(), value.clone())).collect())
 }
 
 /// The same with protocols by name. `nft` takes the names from `/etc/protocols`, which a small system

@@ -22,8 +22,9 @@ use super::{
 };
 use crate::plan::RESOLVER_LAPSE;
 
-/// How many elements a set has room for that packets fill with their families.
-pub(super) const FAMILIES: u32 = 2;
+/// How many elements a set has room for that packets fill with their families. There are two, and for a
+/// moment those that have lapsed and are not yet swept out, without whose places no new one gets in.
+pub(super) const FAMILIES: u32 = 16;
 
 /// One transaction that replaces the table whole: made, so that it is there to be deleted; deleted
 /// with everything in it; made again.
