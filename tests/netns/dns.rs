@@ -229,7 +229,7 @@ fn redirected_while_the_daemon_lives(mut bed: Bed) {
     assert_eq!(app.address("db.virtual.consul."), db);
 
     bed.kill_daemon();
-    let app = Client { bed: &bed, ..app };
+    let app = Client { bed: &bed, user: API_USER, to: NAMESERVER };
     let lapsed = until("DNS is still redirected to nobody", Duration::from_secs(20), || {
         app.address("db.virtual.consul.") == OUTSIDE
     });
