@@ -1,7 +1,7 @@
 //! `dns = "redirect"` on a host: the real daemon, kernel and Consul; the host's own nameserver is a fake
 //! that has one address for every name. Needs root: `cargo test --features netns-tests --test netns_dns`.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test a failure is a panic")]
-#![allow(clippy::indexing_slicing, reason = "in a test a failure is a panic")]
+#![allow(clippy::indexing_slicing, clippy::print_stderr, reason = "in a test a failure is a panic")]
 
 #[path = "../support/consul_bed.rs"]
 #[allow(dead_code, reason = "only the agent is of use here")]
@@ -242,6 +242,8 @@ fn redirected_while_the_daemon_lives(mut bed: Bed) {
     assert!(over_udp.metadata.truncation && over_udp.answers.is_empty());
     assert_eq!(app.tcp("long.example.com.", RecordType::TXT).unwrap().answers.len(), 100);
     many_at_once(app, &db);
+
+    assert!(!bed.log().contains("ENM-R01"), "a sign of life is no change of the rules: {}", bed.log());
 
     agent.kill();
     assert_eq!(app.address("plain.service.consul."), "ServFail", "its name is not known to be none");

@@ -5,9 +5,9 @@
 
 mod error;
 mod forward;
-mod life;
 #[cfg(test)]
-mod others;
+mod forward_tests;
+mod life;
 mod question;
 mod servers;
 #[cfg(test)]

@@ -35,7 +35,15 @@ type Moment = Option<(SystemTime, u64)>;
 /// The servers, read again when a file has changed.
 #[derive(Debug, Default)]
 pub(super) struct Servers {
-    known: RefCell<Option<(HostServers, Vec<Moment>, Vec<SocketAddr>)>>,
+    known: RefCell<Option<Known>>,
+}
+
+/// What was read, from where, and when.
+#[derive(Debug)]
+struct Known {
+    from: HostServers,
+    moments: Vec<Moment>,
+    servers: Vec<SocketAddr>,
 }
 
 impl Servers {
@@ -43,14 +51,14 @@ impl Servers {
     pub fn get(&self, from: &HostServers) -> Vec<SocketAddr> {
         let files = std::iter::once(&from.file).chain(&from.behind_stub);
         let moments: Vec<Moment> = files.map(|file| moment(file)).collect();
-        if let Some((known, when, servers)) = &*self.known.borrow()
-            && (known, when) == (from, &moments)
+        if let Some(known) = &*self.known.borrow()
+            && (&known.from, &known.moments) == (from, &moments)
         {
-            return servers.clone();
+            return known.servers.clone();
         }
         let servers = read(from);
         tracing::debug!(?servers, "the host's nameservers");
-        self.known.replace(Some((from.clone(), moments, servers.clone())));
+        self.known.replace(Some(Known { from: from.clone(), moments, servers: servers.clone() }));
         servers
     }
 }

@@ -7,7 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use enmesh::plan::RESOLVER_MARK;
 use enmesh::redirect::{Desired, Firewall, Nftables};
+
+use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::drivers::{Driver, cases, nftables};
 use crate::lab::{Call, Lab, Outcome, SOON};
@@ -164,11 +167,16 @@ fn drain_then_remove_leaves_nothing(driver: Driver) {
 /// Row 60: an application and a resolver with the same source port each get their own answer, in
 /// either order.
 fn dns_with_one_source_port_for_two(driver: Driver) {
+    // The daemon, whose user is captured, too.
+    const OURS: u32 = 0;
     let lab = Lab::new();
     apply(&lab, driver, live(with_dns(&[])));
     let ask = |uid: u32, port: u16| {
         lab.host.run_as(uid, move || {
             let socket = UdpSocket::bind(("10.9.0.2", port)).unwrap();
+            if uid == OURS {
+                setsockopt(&socket, sockopt::Mark, &RESOLVER_MARK).unwrap();
+            }
             socket.set_read_timeout(Some(SOON)).unwrap();
             socket.connect("10.9.0.1:53").unwrap();
             socket.send(b"?").unwrap();
@@ -183,6 +191,8 @@ fn dns_with_one_source_port_for_two(driver: Driver) {
         ((CONSUL, "peer"), app, 40002),
         (app, resolver, 40003),
         (resolver, app, 40004),
+        (app, (OURS, "peer"), 40005),
+        ((OURS, "peer"), app, 40006),
     ] {
         assert_eq!(ask(first.0, port), first.1);
         assert_eq!(ask(second.0, port), second.1);

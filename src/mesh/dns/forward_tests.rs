@@ -26,10 +26,13 @@ enum Manner {
     Long,
 }
 
+/// A query, and how it came.
+type Asked = (Transport, Vec<u8>);
+
 struct FakeServer {
     address: SocketAddr,
     manner: Rc<Cell<Manner>>,
-    asked: Rc<RefCell<Vec<(Transport, Vec<u8>)>>>,
+    asked: Rc<RefCell<Vec<Asked>>>,
     _tasks: JoinSet<()>,
 }
 
