@@ -27,6 +27,8 @@ use serde_json::json;
 const OTHER_USER: u32 = 10_002;
 /// The host's nameserver.
 const NAMESERVER: &str = "127.0.0.2:53";
+/// Generously more than the five seconds for which DNS stays redirected to nobody.
+const LAPSED: Duration = Duration::from_secs(20);
 /// What it has for every name.
 const OUTSIDE: &str = "192.0.2.1";
 /// Where the instance of `plain` is, which is in Consul and not in the mesh.
@@ -138,18 +140,35 @@ impl Client<'_> {
         Ok(checked(&asked, &answer))
     }
 
-    /// The one address of a name, the same over UDP and TCP; else what there is instead.
+    /// The address of a name, over UDP and over TCP; else what there is instead.
+    fn addresses(self, name: &str) -> [String; 2] {
+        [self.udp(name, RecordType::A), self.tcp(name, RecordType::A)].map(|answer| match answer {
+            Ok(message) => match message.answers.first().map(|record| &record.data) {
+                Some(RData::A(address)) => address.to_string(),
+                _ => format!("{:?}", message.metadata.response_code),
+            },
+            Err(error) => error.kind().to_string(),
+        })
+    }
+
+    /// The one address, the same over both.
     fn address(self, name: &str) -> String {
-        let [udp, tcp] =
-            [self.udp(name, RecordType::A), self.tcp(name, RecordType::A)].map(|answer| match answer {
-                Ok(message) => match message.answers.first().map(|record| &record.data) {
-                    Some(RData::A(address)) => address.to_string(),
-                    _ => format!("{:?}", message.metadata.response_code),
-                },
-                Err(error) => error.kind().to_string(),
-            });
+        let [udp, tcp] = self.addresses(name);
         assert_eq!(udp, tcp, "{name}");
         udp
+    }
+
+    /// Waits until it is this one over both; between the two something may change.
+    fn until_it_is(self, name: &str, address: &str, limit: Duration) {
+        let started = Instant::now();
+        loop {
+            let found = self.addresses(name);
+            if found == [address; 2] {
+                return;
+            }
+            assert!(started.elapsed() < limit, "{name} is {found:?}, not {address}: {}", self.bed.log());
+            thread::sleep(Duration::from_millis(100));
+        }
     }
 }
 
@@ -201,21 +220,12 @@ fn record(bed: &Bed) -> String {
     records["records"]["db.virtual.consul"][0].as_str().unwrap().to_owned()
 }
 
-fn until(what: &str, limit: Duration, mut look: impl FnMut() -> bool) -> Duration {
-    let started = Instant::now();
-    while !look() {
-        assert!(started.elapsed() < limit, "{what}");
-        thread::sleep(Duration::from_millis(100));
-    }
-    started.elapsed()
-}
-
 fn redirected_while_the_daemon_lives(mut bed: Bed) {
     let mut agent = consul(&bed);
     bed.start().await_ready();
     let db = record(&bed);
     let app = Client { bed: &bed, user: API_USER, to: NAMESERVER };
-    until("the first sign of life", LIMIT, || app.address("db.virtual.consul.") == db);
+    app.until_it_is("db.virtual.consul.", &db, LIMIT);
 
     // Whichever server is asked, there or not, and in either family.
     for to in [NAMESERVER, "127.0.0.53:53", "127.0.0.1:53", "[::1]:53"] {
@@ -251,13 +261,10 @@ fn redirected_while_the_daemon_lives(mut bed: Bed) {
 
     bed.kill_daemon();
     let app = Client { bed: &bed, user: API_USER, to: NAMESERVER };
-    let lapsed = until("DNS is still redirected to nobody", Duration::from_secs(20), || {
-        app.address("db.virtual.consul.") == OUTSIDE
-    });
-    assert!(lapsed < Duration::from_secs(20), "{lapsed:?}");
+    app.until_it_is("db.virtual.consul.", OUTSIDE, LAPSED);
     bed.start();
     let app = Client { bed: &bed, user: API_USER, to: NAMESERVER };
-    until("the daemon is back", LIMIT, || app.address("db.virtual.consul.") == db);
+    app.until_it_is("db.virtual.consul.", &db, LIMIT);
 }
 
 /// Many questions from one port, all out at the same time: each has its own answer.
@@ -329,14 +336,15 @@ fn without_redirection_queries_go_where_they_go() {
         |dns: &str| format!("name = \"api\"\n\n[capture]\nscope = \"user:api-app\"\ndns = \"{dns}\"\n");
     bed.write(API_FILE, service("resolved"));
     bed.start().await_ready();
-    let at_ours = |bed: &Bed, name: &str| Client { bed, user: API_USER, to: "127.0.0.1:8653" }.address(name);
+    fn ours(bed: &Bed) -> Client<'_> {
+        Client { bed, user: API_USER, to: "127.0.0.1:8653" }
+    }
     let at_theirs = |bed: &Bed| Client { bed, user: API_USER, to: NAMESERVER }.address("db.virtual.consul.");
-    let db = record(&bed);
-    until("the resolver", LIMIT, || at_ours(&bed, "db.virtual.consul.") == db);
-    assert_eq!(at_ours(&bed, "www.example.com."), "Refused", "who has other resolvers may ask those");
+    ours(&bed).until_it_is("db.virtual.consul.", &record(&bed), LIMIT);
+    assert_eq!(ours(&bed).address("www.example.com."), "Refused", "who has other resolvers may ask those");
     assert_eq!(at_theirs(&bed), OUTSIDE);
     bed.write(API_FILE, service("off"));
-    until("nobody listens", LIMIT, || at_ours(&bed, "db.virtual.consul.") == "connection refused");
+    ours(&bed).until_it_is("db.virtual.consul.", "connection refused", LIMIT);
     assert_eq!(at_theirs(&bed), OUTSIDE);
     assert!(!bed.rules().contains("dns_alive"));
 }

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use enmesh::plan::RESOLVER_MARK;
 use enmesh::redirect::{Desired, Firewall, Nftables};
-
 use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::drivers::{Driver, cases, nftables};
