@@ -107,7 +107,7 @@ impl Engine {
         }
         let adapters = Adapters::choose(&root, &config.host).await?;
         let publisher = Publisher::new(root.clone());
-        let names = Names::default();
+        let names = Names::new(root.clone());
         let engine = Engine {
             root,
             purpose,

@@ -15,6 +15,6 @@ mod source;
 
 pub use catalog::CatalogMesh;
 pub use commands::{InitReport, InitRequest, IssueReport, IssueRequest, ca_init, ca_issue};
-pub use dns::Resolver;
+pub use dns::{HostServers, Others, Resolver};
 pub use peers::TrustDomain;
 pub use source::{Link, Local, MeshSource, StaticMesh, UNMADE_TRUST_DOMAIN};

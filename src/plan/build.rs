@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::allocate::{self, PortPool};
 use super::capture::Captures;
+use super::dns;
 use super::facts::User;
 use super::problem::PlanError;
 use super::registration::{registration, set_outbound_port};
@@ -75,7 +76,7 @@ struct Builder<'a> {
     listens: BTreeMap<SocketAddr, ServiceId>,
     services: BTreeMap<ServiceId, ServicePlan>,
     captures: Captures,
-    dns_modes: BTreeSet<DnsMode>,
+    dns_modes: BTreeMap<ServiceId, DnsMode>,
     errors: Vec<Fault>,
     warnings: Vec<Fault>,
 }
@@ -94,7 +95,7 @@ impl<'a> Builder<'a> {
             listens: BTreeMap::new(),
             services: BTreeMap::new(),
             captures: Captures::default(),
-            dns_modes: BTreeSet::new(),
+            dns_modes: BTreeMap::new(),
             errors: Vec::new(),
             warnings: Vec::new(),
         }
@@ -134,9 +135,6 @@ impl<'a> Builder<'a> {
     fn try_add(&mut self, service: &ServiceConfig, user: User) -> Result<(), PlanError> {
         let id = service.id();
         let transparent = service.capture.mode == Mode::Transparent;
-        if service.capture.dns == DnsMode::Redirect {
-            return Err(PlanError::NotYet { id, setting: "capture.dns = \"redirect\"".to_owned() });
-        }
         // Everything that can fail is worked out first; only then does the service count.
         let mut allocations = self.allocations.clone();
         let mut told = Told::of(service, self.facts.merged.get(&id));
@@ -159,7 +157,7 @@ impl<'a> Builder<'a> {
         self.join_mesh(service, address, inbound);
         if transparent {
             // A virtual IP is of use only to those whose connections to it are redirected.
-            self.dns_modes.insert(service.capture.dns);
+            self.dns_modes.insert(id.clone(), service.capture.dns);
         }
         let mut plan = self.service_plan(service, told, user, address, (outbound, inbound));
         if take_token(&mut plan.registration) {
@@ -346,16 +344,23 @@ impl<'a> Builder<'a> {
         };
         let proxy_uids: BTreeSet<u32> =
             self.services.values().map(|service| service.sidecar.uid).chain(consul).collect();
-        std::mem::take(&mut self.captures).policy(self.host.virtual_ips, &self.mesh, &own, proxy_uids)
+        let mut policy =
+            std::mem::take(&mut self.captures).policy(self.host.virtual_ips, &self.mesh, &own, proxy_uids);
+        let listen = self.host.dns.listen;
+        policy.dns = dns::capture(listen, &self.dns_modes, &policy.outbound, &self.facts.users);
+        policy
     }
 
     fn dns(&self) -> DnsPlan {
-        let wanted = self.dns_modes.iter().any(|mode| *mode != DnsMode::Off);
+        let wanted = self.dns_modes.values().any(|mode| *mode != DnsMode::Off);
         let name = |name: &ServiceName| format!("{}.virtual.consul", name.as_str().to_ascii_lowercase());
+        let has = |wanted| self.dns_modes.values().any(|mode| *mode == wanted);
         let services = self.mesh.services.iter().filter(|_| wanted);
         DnsPlan {
             listen: wanted.then_some(self.host.dns.listen),
-            resolved: self.facts.systemd && self.dns_modes.contains(&DnsMode::Resolved),
+            resolved: self.facts.systemd && has(DnsMode::Resolved),
+            redirect: has(DnsMode::Redirect),
+            consul: if wanted { dns::consul(self.host) } else { None },
             records: services
                 .map(|(service, entry)| (name(service), entry.virtual_ips.iter().copied().collect()))
                 .collect(),

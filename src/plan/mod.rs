@@ -7,6 +7,7 @@
 mod allocate;
 mod build;
 mod capture;
+mod dns;
 pub mod facts;
 pub mod mesh;
 mod policy;
@@ -24,7 +25,10 @@ pub use mesh::{
     Access, Callers, Credentials, HeaderMatch, HeaderRule, Instance, MeshService, MeshView, PathMatch,
     Protocol, RequestRule, SpiffeId, XdsToken,
 };
-pub use policy::{Bypasses, DnsCapture, InboundCapture, InboundPorts, OutboundCapture, RedirectPolicy, Who};
+pub use policy::{
+    Bypasses, DnsCapture, InboundCapture, InboundPorts, OutboundCapture, RESOLVER_LAPSE, RESOLVER_MARK,
+    RedirectPolicy, Who,
+};
 pub use problem::PlanError;
 pub use registration::registration;
 pub use service::{
@@ -84,6 +88,16 @@ impl fmt::Display for Generation {
     }
 }
 
+/// Consul's DNS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct ConsulDns {
+    /// Where it is, UDP and TCP.
+    pub address: SocketAddr,
+    /// Whether there must be one. Where there need not be, nobody listening there means that names that
+    /// only Consul would know do not exist.
+    pub expected: bool,
+}
+
 /// Names that our resolver answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DnsPlan {
@@ -91,6 +105,10 @@ pub struct DnsPlan {
     pub listen: Option<SocketAddr>,
     /// Whether systemd-resolved shall ask it for the domain `consul`.
     pub resolved: bool,
+    /// Whether queries are redirected to it, so that it has to find an answer for every name.
+    pub redirect: bool,
+    /// Who is asked for names below `consul` that are not in `records`.
+    pub consul: Option<ConsulDns>,
     /// Lower-case names without the final dot, such as `api.virtual.consul`.
     pub records: BTreeMap<String, Vec<IpAddr>>,
 }

@@ -106,6 +106,14 @@ pub enum InboundPorts {
     All,
 }
 
+/// The mark on what our resolver sends in its own name. It is not captured again, and it is how the
+/// kernel knows that the resolver lives.
+pub const RESOLVER_MARK: u32 = 0x656e_6d64;
+
+/// For how long DNS stays redirected after a packet of our resolver, in seconds. Whatever ends the
+/// resolver, after this every query goes where it would go without enmesh.
+pub const RESOLVER_LAPSE: u32 = 5;
+
 /// DNS redirection (`dns = "redirect"`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DnsCapture {
@@ -113,4 +121,6 @@ pub struct DnsCapture {
     pub to: SocketAddr,
     /// Whose queries; empty means everybody's.
     pub uids: BTreeSet<u32>,
+    /// Whose not, where it is everybody's: users of services that want none of it, and local resolvers.
+    pub except: BTreeSet<u32>,
 }

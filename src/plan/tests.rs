@@ -9,7 +9,7 @@ use super::facts::{HostAddress, User};
 use super::*;
 use crate::base::Place;
 use crate::config::value::{Port, Scope, ServiceName};
-use crate::config::{Capture, Config, Inbound, ServiceConfig};
+use crate::config::{Capture, Config, DnsMode, Inbound, ServiceConfig};
 
 /// A minimal service, as the two-line file says it.
 fn service(name: &str, port: Option<u16>, scope: &str) -> ServiceConfig {
@@ -42,6 +42,60 @@ fn config(services: Vec<ServiceConfig>) -> Config {
 
 fn codes(faults: &[Fault]) -> Vec<&str> {
     faults.iter().map(|fault| fault.code).collect()
+}
+
+/// What is redirected of DNS, for services with these scopes and modes; the host has a resolver.
+fn dns_of(services: &[(&str, &str, DnsMode)]) -> (Option<DnsCapture>, DnsPlan) {
+    let services = services.iter().map(|(name, scope, dns)| {
+        let mut service = service(name, None, scope);
+        service.capture.dns = *dns;
+        service
+    });
+    let mut facts = facts();
+    facts.users.insert("systemd-resolve".to_owned(), User { uid: 990, gid: 990 });
+    facts.systemd = true;
+    let plan = plan(&config(services.collect()), &facts);
+    assert_eq!(plan.errors, []);
+    (plan.redirect.dns, plan.dns)
+}
+
+#[test]
+fn dns_is_redirected_for_those_whose_service_wants_it() {
+    use DnsMode::{Off, Redirect, Resolved};
+    let to = "127.0.0.1:8653".parse().unwrap();
+    let uids = |uids: &[u32]| uids.iter().copied().collect::<BTreeSet<u32>>();
+    let (capture, dns) = dns_of(&[("api", "user:app", Redirect), ("web", "user:other", Resolved)]);
+    assert_eq!(capture, Some(DnsCapture { to, uids: uids(&[1000]), except: uids(&[]) }));
+    assert!(dns.redirect && dns.resolved && dns.listen == Some(to));
+    // Everybody is not the users of other services, nor the host's own resolver.
+    let (capture, dns) =
+        dns_of(&[("all", "host", Redirect), ("api", "user:app", Off), ("web", "user:other", Redirect)]);
+    assert_eq!(capture, Some(DnsCapture { to, uids: uids(&[]), except: uids(&[990, 1000]) }));
+    assert!(dns.redirect && !dns.resolved);
+    let (capture, dns) = dns_of(&[("all", "host", Resolved), ("api", "user:app", Off)]);
+    assert_eq!(capture, None);
+    assert!(!dns.redirect && dns.resolved);
+    let (capture, dns) = dns_of(&[("all", "host", Off)]);
+    assert_eq!(capture, None);
+    assert!(dns.listen.is_none() && !dns.resolved && dns.records.is_empty() && dns.consul.is_none());
+}
+
+#[test]
+fn consul_is_asked_where_there_is_or_may_be_one() {
+    use crate::config::ControlPlane::{Auto, Catalog, Consul, Static};
+    let asked = |control_plane, dns: Option<&str>| {
+        let mut config = config(vec![service("api", None, "host")]);
+        config.host.control_plane = control_plane;
+        config.host.consul.dns = dns.map(|text| text.parse().unwrap());
+        let found = plan(&config, &facts()).dns.consul;
+        found.map(|consul| (consul.address.to_string(), consul.expected))
+    };
+    let usual = || "127.0.0.1:8600".to_owned();
+    assert_eq!(asked(Static, None), None);
+    assert_eq!(asked(Auto, None), Some((usual(), false)));
+    assert_eq!(asked(Consul, None), Some((usual(), true)));
+    assert_eq!(asked(Catalog, None), Some((usual(), true)));
+    assert_eq!(asked(Static, Some("10.0.0.1:53")), Some(("10.0.0.1:53".to_owned(), true)));
 }
 
 #[test]

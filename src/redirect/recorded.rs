@@ -109,7 +109,11 @@ mod tests {
     use crate::plan::{DnsCapture, Generation, RedirectPolicy};
 
     fn desired(number: u64) -> Desired {
-        let dns = DnsCapture { to: "127.0.0.1:8600".parse().unwrap(), uids: BTreeSet::new() };
+        let dns = DnsCapture {
+            to: "127.0.0.1:8600".parse().unwrap(),
+            uids: BTreeSet::new(),
+            except: BTreeSet::new(),
+        };
         let policy = RedirectPolicy {
             generation: Generation { number, hash: "a".to_owned() },
             bypass_uids: BTreeSet::new(),

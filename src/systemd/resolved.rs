@@ -2,7 +2,7 @@
 //! when it changed.
 //!
 //! Such servers belong to resolved's global scope. Names outside the domain may reach our resolver
-//! as well (it refuses them), and a host whose own `resolved.conf` has a global `DNS=` shares that
+//! as well (it refuses them unless DNS is redirected to it, too), and a host whose own `resolved.conf` has a global `DNS=` shares that
 //! scope with us; there `dns = "redirect"` is the way.
 
 use std::net::SocketAddr;

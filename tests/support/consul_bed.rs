@@ -55,7 +55,8 @@ fn program() -> PathBuf {
 }
 
 impl Agent {
-    fn new(settings: Value) -> Self {
+    /// An agent that does not run yet.
+    pub fn new(settings: Value) -> Self {
         Agent { folder: tempfile::tempdir().unwrap(), settings, child: None }
     }
 

@@ -37,6 +37,14 @@ pub enum DnsError {
         /// The system's answer.
         source: io::Error,
     },
+    /// It cannot mark what it sends.
+    #[error("the resolver at {address} cannot mark its packets, so no DNS is redirected to it")]
+    Mute {
+        /// Where it listens.
+        address: SocketAddr,
+        /// The system's answer.
+        source: io::Error,
+    },
 }
 
 impl DnsError {
@@ -56,6 +64,7 @@ impl Explain for DnsError {
             DnsError::InUse { .. } => "ENM-M041",
             DnsError::Denied { .. } => "ENM-M042",
             DnsError::Other { .. } => "ENM-M043",
+            DnsError::Mute { .. } => "ENM-M038",
         }
     }
 
@@ -73,6 +82,7 @@ impl Explain for DnsError {
             DnsError::Other { .. } => {
                 "check that the loopback interface is up and has this address".to_owned()
             }
+            DnsError::Mute { .. } => "run with CAP_NET_ADMIN, which `SO_MARK` needs".to_owned(),
         }
     }
 
@@ -80,7 +90,7 @@ impl Explain for DnsError {
         match self {
             DnsError::NotLoopback(_) => Class::Config,
             DnsError::InUse { .. } | DnsError::Other { .. } => Class::Unavailable,
-            DnsError::Denied { .. } => Class::Privilege,
+            DnsError::Denied { .. } | DnsError::Mute { .. } => Class::Privilege,
         }
     }
 }

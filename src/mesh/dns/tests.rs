@@ -7,7 +7,7 @@ use super::*;
 
 const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
 
-fn names() -> BTreeMap<String, Vec<IpAddr>> {
+pub(super) fn names() -> BTreeMap<String, Vec<IpAddr>> {
     BTreeMap::from([
         ("api.virtual.consul".to_owned(), vec!["240.0.0.5".parse().unwrap(), "fd00::5".parse().unwrap()]),
         ("web.virtual.consul".to_owned(), vec!["240.0.0.6".parse().unwrap()]),
@@ -18,7 +18,7 @@ fn names() -> BTreeMap<String, Vec<IpAddr>> {
 }
 
 /// Runs a test as the daemon runs: one thread, one `LocalSet`.
-fn local<T>(test: impl Future<Output = T>) -> T {
+pub(super) fn local<T>(test: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     LocalSet::new().block_on(&runtime, async { timeout(Duration::from_secs(20), test).await.unwrap() })
 }
@@ -29,14 +29,14 @@ fn started() -> Resolver {
     resolver
 }
 
-fn query(name: &str, kind: RecordType) -> Message {
+pub(super) fn query(name: &str, kind: RecordType) -> Message {
     let mut message = Message::query();
     message.metadata.recursion_desired = true;
     message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
     message
 }
 
-async fn udp(resolver: &Resolver, query: &[u8]) -> Vec<u8> {
+pub(super) async fn udp(resolver: &Resolver, query: &[u8]) -> Vec<u8> {
     let socket = UdpSocket::bind(LOOPBACK).await.unwrap();
     socket.send_to(query, resolver.address()).await.unwrap();
     let mut buffer = vec![0; 65535];
@@ -47,7 +47,7 @@ async fn udp(resolver: &Resolver, query: &[u8]) -> Vec<u8> {
     buffer
 }
 
-async fn tcp(stream: &mut TcpStream, query: &[u8]) -> io::Result<Vec<u8>> {
+pub(super) async fn tcp(stream: &mut TcpStream, query: &[u8]) -> io::Result<Vec<u8>> {
     stream.write_all(&[&u16::try_from(query.len()).unwrap().to_be_bytes(), query].concat()).await?;
     let length = stream.read_u16().await?;
     let mut answer = vec![0; usize::from(length)];

@@ -3,10 +3,11 @@
 //! We answer for one zone, `consul`, with authority:
 //! - a name of the mesh has its addresses; another type of record, or a name above one
 //!   (`virtual.consul`), has none (NODATA);
-//! - any other name below `consul` does not exist (NXDOMAIN). The rest of `consul` is a Consul server's
-//!   business, and where this resolver runs there is none. REFUSED would be no better: everybody who
-//!   asks here for `consul` was told to ask nobody else, and would only try again;
-//! - anything else is REFUSED, on which the C library goes on to the next resolver of its list.
+//! - any other name below `consul` is Consul's DNS's business. Where there is none, it does not exist
+//!   (NXDOMAIN). REFUSED would be no better: everybody who asks here for `consul` was told to ask nobody
+//!   else, and would only try again;
+//! - anything else is the business of the host's nameservers. Where they are not ours to ask it is
+//!   REFUSED, on which the C library goes on to the next resolver of its list.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -45,6 +46,24 @@ pub(super) enum Transport {
     Tcp,
 }
 
+/// Who knows a name that we do not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whom {
+    /// Consul's DNS.
+    Consul,
+    /// The host's nameservers.
+    Host,
+}
+
+/// A query that somebody else has the answer to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Elsewhere {
+    /// Who.
+    pub whom: Whom,
+    /// How many bytes the client takes.
+    pub limit: usize,
+}
+
 /// The names of the mesh at one moment.
 #[derive(Debug)]
 pub(super) struct Zone {
@@ -73,6 +92,45 @@ impl Zone {
         self.serial.wrapping_add(1)
     }
 
+    /// Whether somebody else has the answer; not for what is no proper query for a name.
+    pub(super) fn elsewhere(&self, bytes: &[u8], transport: Transport) -> Option<Elsewhere> {
+        let header = bytes.get(..HEADER_LENGTH)?;
+        if header.get(2)? & 0x80 != 0 || header.get(4..6) != Some(&[0, 1]) {
+            return None;
+        }
+        let request = Message::from_vec(bytes).ok()?;
+        let query = request.queries.first()?;
+        let transfer = matches!(query.query_type(), RecordType::AXFR | RecordType::IXFR);
+        let plain = request.version() == 0 && request.metadata.op_code == OpCode::Query;
+        if !plain || transfer || query.query_class() != DNSClass::IN {
+            return None;
+        }
+        let limit = match transport {
+            Transport::Udp => request.max_payload().max(UDP_PLAIN_MAX),
+            Transport::Tcp => u16::MAX,
+        };
+        let whom = if !in_zone(query.name()) {
+            Whom::Host
+        } else {
+            let name = key(query.name()).unwrap_or_default();
+            let ours = self.names.contains_key(&name) || self.above.contains(&name);
+            if ours {
+                return None;
+            }
+            Whom::Consul
+        };
+        Some(Elsewhere { whom, limit: limit.into() })
+    }
+
+    /// That nobody who knows the answer can be asked.
+    pub(super) fn failure(bytes: &[u8]) -> Option<Vec<u8>> {
+        let request = Message::from_vec(bytes).ok()?;
+        let mut response = Self::response_to(&request);
+        response.metadata.recursion_available = true;
+        response.metadata.response_code = ResponseCode::ServFail;
+        encode(&response, UDP_PLAIN_MAX)
+    }
+
     /// The answer to a message; `None` when it deserves none: too short to be DNS, or itself an answer
     /// (two servers that answer each other's answers never stop).
     pub(super) fn answer(&self, bytes: &[u8], transport: Transport) -> Option<Vec<u8>> {
@@ -99,15 +157,7 @@ impl Zone {
     }
 
     fn respond(&self, request: &Message) -> Message {
-        let mut response = Message::response(request.metadata.id, request.metadata.op_code);
-        response.metadata.message_type = MessageType::Response;
-        response.metadata.recursion_desired = request.metadata.recursion_desired;
-        response.add_queries(request.queries.iter().cloned());
-        if request.edns.is_some() {
-            let mut edns = Edns::new();
-            edns.set_max_payload(UDP_MAX);
-            response.set_edns(edns);
-        }
+        let mut response = Self::response_to(request);
         response.metadata.response_code = match request.queries.first() {
             _ if request.version() > 0 => ResponseCode::BADVERS,
             _ if request.metadata.op_code != OpCode::Query => ResponseCode::NotImp,
@@ -117,12 +167,24 @@ impl Zone {
         response
     }
 
+    /// A response without answer or code.
+    fn response_to(request: &Message) -> Message {
+        let mut response = Message::response(request.metadata.id, request.metadata.op_code);
+        response.metadata.message_type = MessageType::Response;
+        response.metadata.recursion_desired = request.metadata.recursion_desired;
+        response.add_queries(request.queries.iter().cloned());
+        if request.edns.is_some() {
+            let mut edns = Edns::new();
+            edns.set_max_payload(UDP_MAX);
+            response.set_edns(edns);
+        }
+        response
+    }
+
     fn resolve(&self, query: &Query, response: &mut Message) -> ResponseCode {
         let class = matches!(query.query_class(), DNSClass::IN | DNSClass::ANY);
         let transfer = matches!(query.query_type(), RecordType::AXFR | RecordType::IXFR);
-        let in_zone =
-            query.name().iter().next_back().is_some_and(|top| top.eq_ignore_ascii_case(APEX.as_bytes()));
-        if !in_zone || !class || transfer {
+        if !in_zone(query.name()) || !class || transfer {
             return ResponseCode::Refused;
         }
         response.metadata.authoritative = true;
@@ -151,6 +213,10 @@ impl Zone {
         let soa = SOA::new(primary, contact, self.serial, 3600, 600, 86400, NEGATIVE_TTL);
         Some(Record::from_rdata(apex, NEGATIVE_TTL, RData::SOA(soa)))
     }
+}
+
+fn in_zone(name: &Name) -> bool {
+    name.iter().next_back().is_some_and(|top| top.eq_ignore_ascii_case(APEX.as_bytes()))
 }
 
 /// A name as it stands in [`Zone::names`]. A label with a dot inside is not the name that it would look

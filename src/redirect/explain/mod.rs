@@ -213,7 +213,11 @@ mod tests {
                 (id("api"), inn(InboundPorts::One(8080), 21000)),
                 (id("all"), inn(InboundPorts::All, 21001)),
             ]),
-            dns: Some(DnsCapture { to: "127.0.0.1:8600".parse().unwrap(), uids: BTreeSet::new() }),
+            dns: Some(DnsCapture {
+                to: "127.0.0.1:8600".parse().unwrap(),
+                uids: BTreeSet::new(),
+                except: BTreeSet::new(),
+            }),
             virtual_route: None,
         }
     }

@@ -14,10 +14,10 @@ fn outbound(comment: &str) -> &'static str {
         "bypassed users" => "this user is never captured: sidecars, Consul, and whom `bypass.uids` names",
         "sidecars" => "sidecars carry the mesh's own traffic",
         "connections that run already" => "only new connections are redirected, so that running ones live on",
-        "a stub resolver" => {
-            "who asks a local stub resolver has chosen it; it forwards names of the mesh itself"
+        "our resolver" => "what enmesh's resolver asks on behalf of others must not come back to it",
+        "DNS" => {
+            "`dns = \"redirect\"`: the resolver here knows the names of the mesh, and gets queries while it lives"
         }
-        "DNS" => "`dns = \"redirect\"`: the resolver here knows the names of the mesh",
         "only TCP is captured" => "the mesh carries TCP",
         "users that are not captured" => "no service has this user in its scope",
         "networks of no mesh" => "loopback, link-local and the cloud's metadata are never captured",

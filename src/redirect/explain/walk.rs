@@ -119,7 +119,7 @@ fn walk(rules: &Ruleset, chain: &Chain, packet: &Packet) -> Option<Stop> {
                 },
                 Part::Dnat(to) if to.is_ipv4() == packet.to.is_ipv4() => return stop(End::Dnat(*to)),
                 Part::Dnat(_) => continue 'rules,
-                Part::Zone(_) => {}
+                Part::Zone(_) | Part::Remember(_) => {}
             }
         }
     }
@@ -152,8 +152,9 @@ fn find<'a>(selector: Selector, packet: &'a Packet) -> Option<Found<'a>> {
         Selector::Protocol => Some(Found::Word(packet.protocol)),
         Selector::Family => Some(Found::Word(if packet.to.is_ipv4() { "ipv4" } else { "ipv6" })),
         Selector::DestinationType => Some(Found::Word(if packet.local { "local" } else { "unicast" })),
-        // Only rules look at these that choose a zone, or that are there while connections drain.
-        Selector::UdpSource | Selector::OutputInterface | Selector::ConnectionStatus => None,
+        // Only rules look at these that choose a zone, that are about our own resolver, or that are there
+        // while connections drain.
+        Selector::Mark | Selector::UdpSource | Selector::OutputInterface | Selector::ConnectionStatus => None,
     }
 }
 
@@ -164,15 +165,16 @@ fn compare(rules: &Ruleset, left: &[Selector], right: &Operand, packet: &Packet)
     Some(match (right, *first) {
         (Operand::Set(name), _) => {
             let set = rules.sets.iter().find(|set| set.name == *name)?;
-            set.elements.iter().any(|element| {
-                element.key.len() == found.len()
-                    && element.key.iter().zip(&found).all(|(value, found)| holds(value, *found))
-            })
+            // Our resolver lives, or nobody would be asking.
+            set.dynamic()
+                || set.elements.iter().any(|element| {
+                    element.key.len() == found.len()
+                        && element.key.iter().zip(&found).all(|(value, found)| holds(value, *found))
+                })
         }
         (Operand::Word(word), Found::Word(found)) => *word == found,
         (Operand::Words(words), Found::Word(found)) => words.contains(&found),
         (Operand::Number(number), Found::Number(found)) => u32::from(*number) == found,
-        (Operand::Between(low, high), Found::Address(found)) => *low <= found && found <= *high,
         _ => false,
     })
 }

@@ -152,6 +152,7 @@ impl<'a> Compiler<'a> {
             Some(Part::Reset) => Target::Reset,
             Some(Part::Prohibit) => Target::Prohibit,
             Some(Part::Zone(zone)) => Target::Zone(*zone),
+            Some(Part::Remember(_)) => Target::Remember,
             Some(Part::Dnat(to)) if to.is_ipv4() == (self.family == Family::V4) => Target::Dnat(*to),
             Some(Part::Redirect(selector, map)) => return self.redirect(lines, rule, *selector, map),
             // A translation for the other family; and a part that is no verdict ends no rule.
@@ -246,8 +247,10 @@ impl<'a> Compiler<'a> {
                 words.iter().filter_map(|word| word_is(*one, word, not)).collect()
             }
             ([one], Operand::Number(number)) => vec![port_is(*one, (*number, *number))],
-            (_, Operand::Between(first, last)) => {
-                ranges::networks(*first, *last).into_iter().map(destination).collect()
+            (_, Operand::Mark(mark)) => vec![Match { mark: Some(*mark), ..Match::default() }],
+            // The set that packets fill; here a list of xt_recent.
+            ([Selector::Family], Operand::Set(_)) => {
+                vec![Match { resolver_lives: true, ..Match::default() }]
             }
             ([Selector::SocketUid], Operand::Set(set)) => {
                 let ranges = self.users(set);

@@ -7,6 +7,8 @@ use std::net::SocketAddr;
 
 use ipnet::IpNet;
 
+use crate::plan::RESOLVER_LAPSE;
+
 /// An address family, which in iptables is a ruleset and a program of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::redirect) enum Family {
@@ -48,6 +50,9 @@ pub(super) struct Match {
     pub local: Option<bool>,
     /// The connection's destination was changed.
     pub translated: bool,
+    pub mark: Option<u32>,
+    /// Our resolver has sent something a moment ago.
+    pub resolver_lives: bool,
 }
 
 impl Match {
@@ -76,10 +81,12 @@ impl Match {
             users: one(&self.users, &other.users)?,
             local: one(&self.local, &other.local)?,
             translated: self.translated || other.translated,
+            mark: one(&self.mark, &other.mark)?,
+            resolver_lives: self.resolver_lives || other.resolver_lives,
         })
     }
 
-    fn words(&self) -> Words {
+    fn words(&self, family: Family) -> Words {
         let mut words = Words::default();
         words.sided("-d", self.destination.as_ref().map(|(not, net)| (*not, net.to_string())));
         words.sided("-i", self.input.clone());
@@ -112,8 +119,24 @@ impl Match {
         if self.translated {
             words.add(["-m", "conntrack", "--ctstate", "DNAT"]);
         }
+        if let Some(mark) = self.mark {
+            words.add(["-m", "mark", "--mark", &format!("{mark:#x}")]);
+        }
+        if self.resolver_lives {
+            words.add(["-m", "recent", "--rcheck", "--seconds", &RESOLVER_LAPSE.to_string()]);
+            words.add(one_entry(family));
+        }
         words
     }
+}
+
+/// The list of xt_recent, in which all addresses are one.
+fn one_entry(family: Family) -> [&'static str; 5] {
+    let nothing = match family {
+        Family::V4 => "0.0.0.0",
+        Family::V6 => "::",
+    };
+    ["--name", "enmesh_dns", "--mask", nothing, "--rsource"]
 }
 
 fn range((first, last): (u16, u16)) -> String {
@@ -134,6 +157,8 @@ pub(super) enum Target {
     Redirect(u16),
     Dnat(SocketAddr),
     Zone(u16),
+    /// Our resolver lives; and on to the next rule.
+    Remember,
 }
 
 /// A rule.
@@ -148,7 +173,7 @@ pub(super) struct Line {
 impl Line {
     /// The words behind `-A CHAIN`.
     pub fn words(&self, family: Family) -> Vec<String> {
-        let mut words = self.when.words();
+        let mut words = self.when.words(family);
         words.add(["-m", "comment", "--comment", &self.comment]);
         match &self.then {
             Target::Leave => words.add(["-j", "RETURN"]),
@@ -164,6 +189,10 @@ impl Line {
             }
             Target::Redirect(port) => words.add(["-j", "REDIRECT", "--to-ports", &port.to_string()]),
             Target::Dnat(to) => words.add(["-j", "DNAT", "--to-destination", &to.to_string()]),
+            Target::Remember => {
+                words.add(["-m", "recent", "--set"]);
+                words.add(one_entry(family));
+            }
             Target::Zone(zone) => words.add(["-j", "CT", "--zone", &zone.to_string()]),
         }
         words.0

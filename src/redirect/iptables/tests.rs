@@ -41,6 +41,8 @@ fn holds(when: &Match, flow: &Flow, local: bool) -> bool {
         && when.output.is_none()
         && when.source_port.is_none()
         && !when.translated
+        // Packets of the resolver are no flow of anybody, and it lives.
+        && when.mark.is_none()
 }
 
 /// What becomes of the first packet of a flow in a chain; `None` when the chain has nothing to say.
@@ -59,7 +61,7 @@ fn walk(content: &Content, chain: &str, flow: &Flow, local: bool) -> Option<End>
             Target::Reset | Target::Prohibit => return Some(End::Refuse),
             Target::Redirect(port) => return Some(End::Redirect(*port)),
             Target::Dnat(to) => return Some(End::Dnat(*to)),
-            Target::Zone(_) => {}
+            Target::Zone(_) | Target::Remember => {}
         }
     }
     None
@@ -91,8 +93,11 @@ fn flows(policy: &RedirectPolicy) -> Vec<Flow> {
 }
 
 fn with_dns(policy: &mut RedirectPolicy, dns: Option<(&str, Vec<u32>)>) {
-    policy.dns =
-        dns.map(|(to, uids)| DnsCapture { to: to.parse().unwrap(), uids: uids.into_iter().collect() });
+    policy.dns = dns.map(|(to, uids)| DnsCapture {
+        to: to.parse().unwrap(),
+        uids: uids.into_iter().collect(),
+        except: [102, 1001, 7777].into(),
+    });
 }
 
 fn dns() -> impl Strategy<Value = Option<(&'static str, Vec<u32>)>> {

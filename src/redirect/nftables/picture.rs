@@ -88,6 +88,10 @@ impl Picture {
         }
         for (set, elements) in elements {
             let set = picture.sets.entry(set).or_default();
+            // What packets put there comes and goes.
+            if set.shape.starts_with("nf_proto ") {
+                continue;
+            }
             if set.shape.starts_with("inet_proto ") {
                 let named: Vec<Json> = elements.into_iter().map(protocol_element).collect();
                 set.elements = merged(&named.iter().collect::<Vec<_>>());
@@ -105,6 +109,8 @@ impl Picture {
             Some(flag) => vec![text(flag)],
             None => Vec::new(),
         };
+        // Not told by nft 1.0.
+        flags.retain(|flag| flag != "dynamic");
         flags.sort();
         let shape = format!("{} : {} [{}]", field("type"), field("map"), flags.join(","));
         self.sets.insert(name(object, "name"), SetPicture { shape, elements: BTreeSet::new() });
@@ -160,6 +166,8 @@ fn words(value: &Json) -> String {
                 "meta" | "ct" if inner.as_object().is_some_and(|inner| inner.len() == 1) => {
                     format!("{key} {}", field(inner, "key"))
                 }
+                // What is not said of an element of a set.
+                "elem" if inner.is_object() => format!("elem({})", words(&said_only(inner))),
                 // A list of flags, in the words of nft 1.1.
                 "|" => words(inner),
                 _ if inner.is_null() => key.clone(),
@@ -169,6 +177,11 @@ fn words(value: &Json) -> String {
         }
         scalar => text(scalar),
     }
+}
+
+fn said_only(object: &Json) -> Json {
+    let fields = object.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());
+    Json::Object(fields.map(|(key, value)| (key.clone(), value.clone())).collect())
 }
 
 /// The same with protocols by name. `nft` takes the names from `/etc/protocols`, which a small system

@@ -46,6 +46,7 @@ pub(in crate::redirect) fn build(policy: &RedirectPolicy, live: &BTreeSet<Servic
     }
     if let Some(dns) = &policy.dns {
         dns.uids.difference(&policy.bypass_uids).for_each(|uid| sets.add("dns_uids", uid_value(*uid)));
+        dns.except.difference(&policy.bypass_uids).for_each(|uid| sets.add("dns_except", uid_value(*uid)));
     }
     let chains = chains(policy, everyone, all_ports, &sets);
     let used: BTreeSet<&str> = chains.iter().flat_map(|chain| &chain.rules).flat_map(names).collect();
@@ -55,16 +56,17 @@ pub(in crate::redirect) fn build(policy: &RedirectPolicy, live: &BTreeSet<Servic
 /// The sets that a rule names.
 pub(super) fn names(rule: &super::Rule) -> impl Iterator<Item = &'static str> {
     rule.parts.iter().filter_map(|part| match part {
-        Part::Is(_, Operand::Set(name)) | Part::IsNot(_, Operand::Set(name)) | Part::Redirect(_, name) => {
-            Some(*name)
-        }
+        Part::Is(_, Operand::Set(name))
+        | Part::IsNot(_, Operand::Set(name))
+        | Part::Redirect(_, name)
+        | Part::Remember(name) => Some(*name),
         _ => None,
     })
 }
 
 /// Name, key, value, interval: every set that there can be, in the order in which they are shown.
-const SHAPES: [(&str, &[Kind], Option<Kind>, bool); 31] = {
-    use Kind::{Interface, Ip4, Ip6, Port, Protocol, Uid};
+const SHAPES: [(&str, &[Kind], Option<Kind>, bool); 33] = {
+    use Kind::{Family, Interface, Ip4, Ip6, Port, Protocol, Uid};
     [
         ("bypass_uids", &[Uid], None, false),
         ("proxy_uids", &[Uid], None, false),
@@ -75,6 +77,8 @@ const SHAPES: [(&str, &[Kind], Option<Kind>, bool); 31] = {
         ("mesh4", &[Ip4, Port], None, false),
         ("mesh6", &[Ip6, Port], None, false),
         ("dns_uids", &[Uid], None, false),
+        ("dns_except", &[Uid], None, false),
+        ("dns_alive", &[Family], None, false),
         ("captured_uids", &[Uid], None, false),
         ("uid_bypass_ports", &[Uid, Port], None, true),
         ("uid_bypass_net4", &[Uid, Ip4], None, true),

@@ -2,16 +2,18 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::Operand::{Between, Number, Set, Word, Words};
-use super::Part::{Accept, Dnat, Goto, Is, IsNot, Jump, NotOpening, Prohibit, Redirect, Reset, Return, Zone};
+use super::Operand::{Number, Set, Word, Words};
+use super::Part::{
+    Accept, Dnat, Goto, Is, IsNot, Jump, NotOpening, Prohibit, Redirect, Remember, Reset, Return, Zone,
+};
 use super::Selector::{
-    AnyDestination, DestinationType, Family, InputInterface, Ip4Destination, Ip6Destination, OutputInterface,
-    Protocol, SocketUid, TcpDestination, UdpDestination, UdpSource,
+    AnyDestination, DestinationType, Family, InputInterface, Ip4Destination, Ip6Destination, Mark,
+    OutputInterface, Protocol, SocketUid, TcpDestination, UdpDestination, UdpSource,
 };
 use super::build::Sets;
 use super::{Base, Chain, Hook, Part, Rule, generation_comment};
 use crate::config::{Ipv6Policy, OnProxyFailure};
-use crate::plan::{DnsCapture, InboundCapture, OutboundCapture, RedirectPolicy};
+use crate::plan::{DnsCapture, InboundCapture, OutboundCapture, RESOLVER_MARK, RedirectPolicy};
 
 /// Before conntrack (-200), so that its zone can still be chosen.
 pub(in crate::redirect) const RAW: i32 = -300;
@@ -23,9 +25,11 @@ pub(super) const GUARD: i32 = -50;
 /// DNS has the well-known port, and the zone gets its number for whoever reads `conntrack -L`.
 const DNS_PORT: u16 = 53;
 
-/// Where systemd-resolved's stubs listen: who asks them has chosen them.
-const STUBS: [IpAddr; 2] =
-    [IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53)), IpAddr::V4(Ipv4Addr::new(127, 0, 0, 54))];
+/// Whose families are those in which our resolver lives.
+const ALIVE: &str = "dns_alive";
+
+/// A packet that our resolver sends in its own name.
+const OF_THE_RESOLVER: Part = Is(&[Mark], super::Operand::Mark(RESOLVER_MARK));
 
 /// Every chain that the policy needs. `everyone` and `all` are its catch-all captures.
 pub(super) fn chains(
@@ -51,7 +55,7 @@ pub(super) fn chains(
         add("bypass", None, bypass(everyone.is_some(), sets));
     }
     if let Some(dns) = &policy.dns {
-        add("raw_out", base(false, Hook::Output, RAW), raw_out(dns));
+        add("raw_out", base(false, Hook::Output, RAW), raw_out(dns, sets));
         add("raw_in", base(false, Hook::Prerouting, RAW), raw_in());
     }
     if outbound || policy.dns.is_some() {
@@ -119,7 +123,7 @@ fn bypass(everyone: bool, sets: &Sets) -> Vec<Rule> {
 }
 
 /// What leaves for a DNS server and is not captured, and what a DNS server here answers.
-fn raw_out(dns: &DnsCapture) -> Vec<Rule> {
+fn raw_out(dns: &DnsCapture, sets: &Sets) -> Vec<Rule> {
     let over_the_wire = || IsNot(&[OutputInterface], Word("lo"));
     let uncaptured = if dns.uids.is_empty() {
         Is(&[SocketUid], Set("bypass_uids"))
@@ -128,10 +132,20 @@ fn raw_out(dns: &DnsCapture) -> Vec<Rule> {
     };
     let query = || Is(&[UdpDestination], Number(DNS_PORT));
     let answer = || Is(&[UdpSource], Number(DNS_PORT));
-    vec![
+    let mut rules = vec![
+        Rule::new("the resolver lives", [OF_THE_RESOLVER, Remember(ALIVE)]),
+        Rule::new("DNS queries of the resolver", [over_the_wire(), OF_THE_RESOLVER, query(), Zone(DNS_PORT)]),
         Rule::new("DNS queries that go out", [over_the_wire(), uncaptured, query(), Zone(DNS_PORT)]),
         Rule::new("DNS answers that go out", [over_the_wire(), answer(), Zone(DNS_PORT)]),
-    ]
+    ];
+    let excepted = [over_the_wire(), Is(&[SocketUid], Set("dns_except")), query(), Zone(DNS_PORT)];
+    when(&mut rules, excepts(dns, sets), "DNS queries of users with another resolver", excepted);
+    rules
+}
+
+/// Whether there is anybody who is not captured with everybody.
+fn excepts(dns: &DnsCapture, sets: &Sets) -> bool {
+    dns.uids.is_empty() && sets.has("dns_except")
 }
 
 /// The other half: answers that come back, and queries from outside or from containers. Those must
@@ -150,9 +164,10 @@ fn out(policy: &RedirectPolicy, everyone: Option<&OutboundCapture>, sets: &Sets)
     let mut rules = Vec::new();
     let parts = [Is(&[SocketUid], Set("bypass_uids")), Accept];
     when(&mut rules, sets.has("bypass_uids"), "bypassed users", parts);
+    when(&mut rules, policy.dns.is_some(), "our resolver", [OF_THE_RESOLVER, Accept]);
     rules.push(Rule::new("connections that run already", [NotOpening, Accept]));
     if let Some(dns) = &policy.dns {
-        rules.extend(dns_rules(dns));
+        rules.extend(dns_rules(dns, sets));
     }
     if policy.outbound.is_empty() {
         return rules;
@@ -178,9 +193,8 @@ fn out(policy: &RedirectPolicy, everyone: Option<&OutboundCapture>, sets: &Sets)
 }
 
 /// Queries to our resolver, in both families when it listens on loopback.
-fn dns_rules(dns: &DnsCapture) -> Vec<Rule> {
-    let [first, last] = STUBS;
-    let mut rules = vec![Rule::new("a stub resolver", [Is(&[Ip4Destination], Between(first, last)), Accept])];
+fn dns_rules(dns: &DnsCapture, sets: &Sets) -> Vec<Rule> {
+    let mut rules = Vec::new();
     let mut targets = vec![dns.to];
     if dns.to.ip().is_loopback() {
         let other = match dns.to {
@@ -195,9 +209,13 @@ fn dns_rules(dns: &DnsCapture) -> Vec<Rule> {
         if !dns.uids.is_empty() {
             parts.push(Is(&[SocketUid], Set("dns_uids")));
         }
+        if excepts(dns, sets) {
+            parts.push(IsNot(&[SocketUid], Set("dns_except")));
+        }
         parts.extend([
             Is(&[Protocol], Words(&["tcp", "udp"])),
             Is(&[AnyDestination], Number(DNS_PORT)),
+            Is(&[Family], Set(ALIVE)),
             Dnat(to),
         ]);
         rules.push(Rule::new(if to.is_ipv4() { "DNS" } else { "DNS, IPv6" }, parts));

@@ -2,14 +2,17 @@
 
 use nftables::batch::Batch;
 use nftables::expr::{
-    BinaryOperation, CT, Expression, Fib, FibFlag, FibResult, Map, Meta, MetaKey, NamedExpression, Payload,
-    PayloadField, Prefix, Range, SetItem,
+    BinaryOperation, CT, Elem, Expression, Fib, FibFlag, FibResult, Map, Meta, MetaKey, NamedExpression,
+    Payload, PayloadField, Prefix, Range, SetItem,
 };
 use nftables::schema::{
     Chain as JsonChain, Element as JsonElement, Map as JsonMap, NfListObject, Rule as JsonRule,
     Set as JsonSet, SetFlag, SetType, SetTypeValue, Table,
 };
-use nftables::stmt::{JumpTarget, Mangle, Match, NAT, NATFamily, Operator, Reject, RejectType, Statement};
+use nftables::stmt::{
+    JumpTarget, Mangle, Match, NAT, NATFamily, Operator, Reject, RejectType, Set as SetStatement, SetOp,
+    Statement,
+};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook, RejectCode};
 use serde_json::Value as Json;
 
@@ -17,6 +20,11 @@ use super::change::Changes;
 use super::{
     Base, Chain, Element, Hook, Kind, NamedSet, Operand, Part, Rule, Ruleset, Selector, TABLE, Value,
 };
+use crate::plan::RESOLVER_LAPSE;
+
+/// How many elements a set has room for that packets fill with their families. There are two, and for a
+/// moment those that have lapsed and are not yet swept out, without whose places no new one gets in.
+pub(super) const FAMILIES: u32 = 16;
 
 /// One transaction that replaces the table whole: made, so that it is there to be deleted; deleted
 /// with everything in it; made again.
@@ -126,7 +134,12 @@ fn chain_object(chain: &Chain) -> NfListObject<'static> {
 
 /// The crate (0.6) has no word for the type `uid`, so the types are written over what it made.
 fn set_command(set: &NamedSet) -> Json {
-    let flags = set.interval.then(|| [SetFlag::Interval].into_iter().collect());
+    let flags = match (set.interval, set.dynamic()) {
+        (true, _) => Some([SetFlag::Interval].into_iter().collect()),
+        // It is `dynamic` by the rule that fills it; nft 1.0 does not take the word in JSON.
+        (_, true) => Some([SetFlag::Timeout].into_iter().collect()),
+        (false, false) => None,
+    };
     let elem = set.parts().next().map(|part| part.iter().map(element).collect::<Vec<_>>().into());
     let stand_in = SetTypeValue::Single(SetType::Mark);
     let object = match set.value {
@@ -137,6 +150,7 @@ fn set_command(set: &NamedSet) -> Json {
             set_type: stand_in,
             flags,
             elem,
+            size: set.dynamic().then_some(FAMILIES),
             ..JsonSet::default()
         })),
         Some(_) => NfListObject::Map(Box::new(JsonMap {
@@ -279,6 +293,17 @@ fn statement(part: &Part) -> Statement<'static> {
             port: Some(number(to.port())),
             flags: None,
         })),
+        Part::Remember(set) => Statement::Set(SetStatement {
+            op: SetOp::Update,
+            elem: Expression::Named(NamedExpression::Elem(Elem {
+                val: Box::new(meta(MetaKey::Nfproto)),
+                timeout: Some(RESOLVER_LAPSE),
+                expires: None,
+                comment: None,
+                counter: None,
+            })),
+            set: format!("@{set}").into(),
+        }),
         Part::Zone(zone) => Statement::Mangle(Mangle { key: conntrack("zone"), value: number(*zone) }),
     }
 }
@@ -304,7 +329,7 @@ fn comparison(left: &[Selector], right: &Operand, op: Operator) -> Statement<'st
             words.iter().map(|word| SetItem::Element(text(word))).collect(),
         )),
         Operand::Number(one) => number(*one),
-        Operand::Between(first, last) => range(text(first), text(last)),
+        Operand::Mark(mark) => Expression::Number(*mark),
     };
     Statement::Match(Match { left, right, op })
 }
@@ -322,6 +347,7 @@ fn selector(selector: Selector) -> Expression<'static> {
         Selector::OutputInterface => meta(MetaKey::Oifname),
         Selector::Protocol => meta(MetaKey::L4proto),
         Selector::Family => meta(MetaKey::Nfproto),
+        Selector::Mark => meta(MetaKey::Mark),
         Selector::DestinationType => Expression::Named(NamedExpression::Fib(Fib {
             result: FibResult::Type,
             flags: [FibFlag::Daddr].into_iter().collect(),

@@ -20,8 +20,8 @@
 //! | chain | hook | what | why |
 //! |---|---|---|---|
 //! | `generation` | none | carries `enmesh:gen:NUMBER:HASH` as a comment | tables have no comment in nft 1.0.6; nothing jumps here |
-//! | `raw_out`, `raw_in` | output, prerouting, -300 | DNS over the wire gets a conntrack zone of its own | an application and a resolver that pick the same source port must not share an entry |
-//! | `out` | nat output, -99 | bypassed users; all but opening SYNs; DNS; `bypass`; IPv6 policy; redirect by user; redirect the rest | see below |
+//! | `raw_out`, `raw_in` | output, prerouting, -300 | a packet of our resolver keeps DNS redirected for some seconds; DNS over the wire gets a conntrack zone of its own | names are found also when the daemon is dead; an application and a resolver that pick the same source port must not share an entry |
+//! | `out` | nat output, -99 | bypassed users; our resolver; all but opening SYNs; DNS; `bypass`; IPv6 policy; redirect by user; redirect the rest | see below |
 //! | `in` | nat prerouting, -99 | loopback; all but opening SYNs; forwarded; sidecars' ports; bypasses; redirect by port; redirect the rest | see below |
 //! | `guard_out` | filter output, -50 | virtual IPs, refused IPv6, and what `on_proxy_failure` refuses | runs after NAT: what was redirected has a local destination by now |
 //! | `guard_in` | filter input, -50 | the services' ports when they arrive as themselves | the same, for the other direction |
@@ -33,6 +33,12 @@
 //!   connections for new ones; redirecting those would reset them.
 //! - **Local destinations** (`fib`): a host's own address is not the mesh; and in `in` it tells the
 //!   host's traffic from what is only forwarded for containers.
+//! - **DNS is redirected while the resolver lives** and says so: every packet that it marks puts the family
+//!   into a set from which it lapses by itself. No program has to run to take the redirection back, and
+//!   rules that are loaded before the daemon starts leave DNS alone.
+//! - **Stub resolvers on loopback** (127.0.0.53) are captured as well: on most hosts nobody asks another.
+//!   Our resolver asks them in its turn for what is not the mesh's; their own queries go direct, because
+//!   their users are bypassed.
 //! - **TCP port 53** is DNS that has to work before any sidecar does; only at a virtual IP it is a
 //!   mesh destination.
 //! - **Virtual IPs are refused whenever they are not redirected**, whoever asks and whatever
@@ -91,6 +97,11 @@ pub(super) struct NamedSet {
 const PART: usize = 500;
 
 impl NamedSet {
+    /// Whether packets fill it, so that what is in it says nothing about the policy.
+    pub fn dynamic(&self) -> bool {
+        self.key == [Kind::Family]
+    }
+
     /// The elements in the parts in which they are handed to nft: the first with the set, the
     /// others as commands of their own.
     ///
@@ -112,6 +123,8 @@ pub(super) enum Kind {
     Ip6,
     Interface,
     Protocol,
+    /// Only in the set that packets fill.
+    Family,
 }
 
 impl Kind {
@@ -124,6 +137,7 @@ impl Kind {
             Kind::Ip6 => "ipv6_addr",
             Kind::Interface => "ifname",
             Kind::Protocol => "inet_proto",
+            Kind::Family => "nf_proto",
         }
     }
 }
@@ -207,6 +221,8 @@ pub(super) enum Part {
     Dnat(SocketAddr),
     /// The conntrack zone.
     Zone(u16),
+    /// The packet's family is in the set for the next [`RESOLVER_LAPSE`](crate::plan::RESOLVER_LAPSE) seconds.
+    Remember(&'static str),
 }
 
 /// What of a packet is looked at.
@@ -224,6 +240,7 @@ pub(super) enum Selector {
     OutputInterface,
     Protocol,
     Family,
+    Mark,
     /// What the routing table calls the destination.
     DestinationType,
     /// What was done to the connection.
@@ -238,7 +255,7 @@ pub(super) enum Operand {
     /// Any of them.
     Words(&'static [&'static str]),
     Number(u16),
-    Between(IpAddr, IpAddr),
+    Mark(u32),
 }
 
 /// The comment that carries `generation`. The hash is hexadecimal; anything else in it is dropped

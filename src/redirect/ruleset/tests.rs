@@ -54,7 +54,7 @@ fn walk(rules: &Ruleset, chain: &str, syn: Syn) -> Option<Verdict> {
                     Some(port) => return Some(Verdict::Redirect(port.unwrap())),
                     None => continue 'rules,
                 },
-                Part::Dnat(_) | Part::Zone(_) => panic!("no DNS in these policies"),
+                Part::Dnat(_) | Part::Zone(_) | Part::Remember(_) => panic!("no DNS in these policies"),
             }
         }
     }
@@ -87,7 +87,7 @@ fn matches(rules: &Ruleset, left: &[Selector], right: &Operand, syn: Syn) -> boo
         Operand::Set(name) => look_up(rules, name, &values).is_some(),
         Operand::Word(word) => values == [Value::Interface((*word).to_owned())],
         Operand::Number(number) => values == [Value::Ports(*number, *number)],
-        Operand::Words(_) | Operand::Between(..) => panic!("no DNS in these policies"),
+        Operand::Words(_) | Operand::Mark(_) => panic!("no DNS in these policies"),
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::fmt::{self, Display, Write as _};
 
+use super::json::FAMILIES;
 use super::{Base, Chain, Element, Hook, Kind, NamedSet, Operand, Part, Ruleset, Selector, TABLE, Value};
+use crate::plan::RESOLVER_LAPSE;
 
 /// Sets with no more elements than this stand on one line.
 const SHORT: usize = 8;
@@ -59,6 +61,9 @@ impl Display for NamedSet {
         writeln!(f)?;
         if self.interval {
             writeln!(f, "\t\tflags interval")?;
+        }
+        if self.dynamic() {
+            writeln!(f, "\t\tsize {FAMILIES}\n\t\tflags dynamic,timeout")?;
         }
         if let Some(first) = self.parts().next() {
             writeln!(f, "\t\telements = {}", braces(first, "\t\t"))?;
@@ -128,6 +133,7 @@ impl Display for Part {
             Part::Redirect(key, map) => write!(f, "redirect to :{key} map @{map}"),
             Part::Dnat(to) if to.is_ipv4() => write!(f, "dnat ip to {to}"),
             Part::Dnat(to) => write!(f, "dnat ip6 to {to}"),
+            Part::Remember(set) => write!(f, "update @{set} {{ meta nfproto timeout {RESOLVER_LAPSE}s }}"),
             Part::Zone(zone) => write!(f, "ct zone set {zone}"),
         }
     }
@@ -160,6 +166,7 @@ impl Display for Selector {
             Selector::OutputInterface => "oifname",
             Selector::Protocol => "meta l4proto",
             Selector::Family => "meta nfproto",
+            Selector::Mark => "meta mark",
             Selector::DestinationType => "fib daddr type",
             Selector::ConnectionStatus => "ct status",
         })
@@ -175,7 +182,7 @@ impl Display for Operand {
             Operand::Word(word) => f.write_str(word),
             Operand::Words(words) => write!(f, "{{ {} }}", words.join(", ")),
             Operand::Number(number) => number.fmt(f),
-            Operand::Between(first, last) => write!(f, "{first}-{last}"),
+            Operand::Mark(mark) => write!(f, "{mark:#x}"),
         }
     }
 }

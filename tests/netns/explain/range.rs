@@ -144,6 +144,7 @@ impl Range {
     /// Replaces the rules of the host.
     pub fn load(&self, rules: &str) {
         self.host.tool("nft", "-f -", rules);
+        self.host.beat();
     }
 
     /// Starts all flows at once and tells where each ended.

@@ -8,8 +8,9 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use enmesh::base::exec;
+use enmesh::plan::RESOLVER_MARK;
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::socket::{getsockopt, sockopt};
+use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use nix::unistd::{Uid, gettid, setfsuid};
 
 /// Refusals must come faster than this, answers too.
@@ -241,6 +242,18 @@ impl Space {
                     let _ = socket.send_to(name.as_bytes(), from);
                 }
             });
+        });
+    }
+
+    /// Says that the resolver lives, as the resolver does.
+    pub fn beat(&self) {
+        self.run(|| {
+            for to in ["127.0.0.1:9", "[::1]:9"] {
+                let to: SocketAddr = to.parse().unwrap();
+                let socket = UdpSocket::bind((to.ip(), 0)).unwrap();
+                setsockopt(&socket, sockopt::Mark, &RESOLVER_MARK).unwrap();
+                socket.send_to(&[], to).unwrap();
+            }
         });
     }
 

@@ -7,8 +7,8 @@ use enmesh::redirect::Desired;
 use crate::drivers::{Driver, cases};
 use crate::lab::{Lab, Outcome};
 use crate::worlds::{
-    APP, CONSUL, NOBODY, OTHER, PROXY, down, ipv6, legacy, live, on_failure, only, two_users, whole_host,
-    with, with_dns,
+    APP, CONSUL, NOBODY, OTHER, PROXY, RESOLVER, down, ipv6, legacy, live, on_failure, only, two_users,
+    whole_host, with, with_dns,
 };
 
 /// Who starts it.
@@ -42,6 +42,7 @@ type Row = (&'static str, Source, &'static str, Expect);
 fn check(driver: Driver, desired: Desired, rows: &[Row]) {
     let lab = Lab::new();
     lab.host.run(move || driver().apply(&desired)).unwrap_or_else(|fault| panic!("{fault}"));
+    lab.host.beat();
     let mut wrong = Vec::new();
     for (id, from, to, expect) in rows {
         let address = to.parse().unwrap_or_else(|_| panic!("row {id}: {to}"));
@@ -328,8 +329,10 @@ fn dns_of_everybody(driver: Driver) {
         ("55", HostUdp(APP), "[fd09::1]:53", At("resolver")),
         ("55b", Host(APP), "[fd09::1]:53", At("resolver")),
         ("56", HostUdp(APP), "127.0.0.1:53", At("resolver")),
-        ("57", HostUdp(APP), "127.0.0.53:53", At("stub")),
-        ("57b", Host(APP), "127.0.0.53:53", At("stub")),
+        ("57", HostUdp(APP), "127.0.0.53:53", At("resolver")),
+        ("57b", Host(APP), "127.0.0.53:53", At("resolver")),
+        ("59", HostUdp(RESOLVER), "10.9.0.1:53", At("peer")),
+        ("59b", Host(RESOLVER), "10.9.0.1:53", At("peer")),
         ("58", HostUdp(CONSUL), "10.9.0.1:53", At("peer")),
         ("58b", Host(CONSUL), "10.9.0.1:53", At("peer")),
         ("64", HostUdp(APP), "10.9.0.1:9999", At("peer")),
@@ -341,6 +344,7 @@ fn dns_of_some(driver: Driver) {
     let rows: &[Row] = &[
         ("53", HostUdp(APP), "10.9.0.1:53", At("resolver")),
         ("54", Host(APP), "10.9.0.1:53", At("resolver")),
+        ("57c others' stub", HostUdp(NOBODY), "127.0.0.53:53", At("stub")),
         ("53b others", HostUdp(NOBODY), "10.9.0.1:53", At("peer")),
         ("53c bypassed beats captured", HostUdp(CONSUL), "10.9.0.1:53", At("peer")),
     ];

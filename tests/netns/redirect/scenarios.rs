@@ -7,14 +7,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use enmesh::plan::RESOLVER_MARK;
 use enmesh::redirect::{Desired, Firewall, Nftables};
+use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::drivers::{Driver, cases, nftables};
 use crate::lab::{Call, Lab, Outcome, SOON};
-use crate::worlds::{APP, CONSUL, down, legacy, live, two_users, whole_host, with_dns};
+use crate::worlds::{APP, CONSUL, RESOLVER, down, legacy, live, two_users, whole_host, with_dns};
 
 fn apply(lab: &Lab, driver: Driver, desired: Desired) {
     lab.host.run(move || driver().apply(&desired)).unwrap_or_else(|fault| panic!("{fault}"));
+    lab.host.beat();
 }
 
 fn address(text: &str) -> SocketAddr {
@@ -163,11 +166,16 @@ fn drain_then_remove_leaves_nothing(driver: Driver) {
 /// Row 60: an application and a resolver with the same source port each get their own answer, in
 /// either order.
 fn dns_with_one_source_port_for_two(driver: Driver) {
+    // The daemon, whose user is captured, too.
+    const OURS: u32 = 0;
     let lab = Lab::new();
     apply(&lab, driver, live(with_dns(&[])));
     let ask = |uid: u32, port: u16| {
         lab.host.run_as(uid, move || {
             let socket = UdpSocket::bind(("10.9.0.2", port)).unwrap();
+            if uid == OURS {
+                setsockopt(&socket, sockopt::Mark, &RESOLVER_MARK).unwrap();
+            }
             socket.set_read_timeout(Some(SOON)).unwrap();
             socket.connect("10.9.0.1:53").unwrap();
             socket.send(b"?").unwrap();
@@ -176,13 +184,47 @@ fn dns_with_one_source_port_for_two(driver: Driver) {
             String::from_utf8_lossy(&buffer[..length]).into_owned()
         })
     };
-    for (first, second, port) in
-        [((APP, "resolver"), (CONSUL, "peer"), 40001), ((CONSUL, "peer"), (APP, "resolver"), 40002)]
-    {
+    let (app, resolver) = ((APP, "resolver"), (RESOLVER, "peer"));
+    for (first, second, port) in [
+        (app, (CONSUL, "peer"), 40001),
+        ((CONSUL, "peer"), app, 40002),
+        (app, resolver, 40003),
+        (resolver, app, 40004),
+        (app, (OURS, "peer"), 40005),
+        ((OURS, "peer"), app, 40006),
+    ] {
         assert_eq!(ask(first.0, port), first.1);
         assert_eq!(ask(second.0, port), second.1);
         assert_eq!(ask(first.0, port), first.1);
     }
+}
+
+/// When the resolver says nothing any more, whatever ended it, DNS goes where it goes without us; and
+/// rules alone, as they are loaded at boot, redirect none.
+fn dns_lapses_with_its_resolver(driver: Driver) {
+    let lab = Lab::new();
+    let everything = |who_answers: &str| {
+        for to in ["10.9.0.1:53", "[fd09::1]:53"] {
+            let (udp, tcp) = (lab.host.ask(APP, address(to)), lab.host.dial(APP, address(to)));
+            if who(&udp) != who_answers || who(&tcp) != who_answers {
+                return false;
+            }
+        }
+        true
+    };
+    lab.host.run(move || driver().apply(&live(with_dns(&[])))).unwrap();
+    assert!(everything("peer"), "nobody has said that the resolver lives");
+    lab.host.beat();
+    assert!(everything("resolver"));
+    let observed = lab.host.run(move || driver().observe(&live(with_dns(&[])))).unwrap();
+    assert_eq!(observed.differences, [""; 0], "that it lives is no change of the rules");
+    let silent = Instant::now();
+    while !everything("peer") {
+        assert!(silent.elapsed() < Duration::from_secs(20), "DNS is still redirected");
+        thread::sleep(Duration::from_millis(100));
+    }
+    lab.host.beat();
+    assert!(everything("resolver"), "it is back");
 }
 
 /// Rows 47 and 48, and DNS of containers beside captured DNS: what is only forwarded is nobody's
@@ -264,6 +306,7 @@ cases! {
     replacing_under_load_is_seamless,
     drain_then_remove_leaves_nothing,
     dns_with_one_source_port_for_two,
+    dns_lapses_with_its_resolver,
     forwarded_traffic_is_left_alone,
     ping_goes_both_ways,
 }

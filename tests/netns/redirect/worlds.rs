@@ -11,6 +11,8 @@ use enmesh::redirect::Desired;
 pub const APP: u32 = 1000;
 pub const OTHER: u32 = 1001;
 pub const NOBODY: u32 = 2000;
+/// Runs a resolver of its own.
+pub const RESOLVER: u32 = 990;
 pub const PROXY: u32 = 5995;
 pub const CONSUL: u32 = 102;
 
@@ -104,8 +106,11 @@ pub fn legacy() -> RedirectPolicy {
 /// The whole host, with DNS.
 pub fn with_dns(uids: &[u32]) -> RedirectPolicy {
     let mut policy = whole_host();
-    let uids = uids.iter().copied().collect();
-    policy.dns = Some(DnsCapture { to: "127.0.0.1:8600".parse().unwrap(), uids });
+    policy.dns = Some(DnsCapture {
+        to: "127.0.0.1:8600".parse().unwrap(),
+        uids: uids.iter().copied().collect(),
+        except: [RESOLVER].into(),
+    });
     policy
 }
 
