@@ -1,4 +1,5 @@
 //! A real Consul in a network namespace of its own, which goes with the test.
+#![allow(dead_code, reason = "each test target uses a part")]
 #![allow(clippy::print_stdout, reason = "the log of an agent belongs to the report of a failed test")]
 
 use std::fs::{self, File};
