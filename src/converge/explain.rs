@@ -10,7 +10,7 @@ use super::error::ConvergeError;
 use crate::base::Fault;
 use crate::config::value::ServiceId;
 use crate::envoy::{self, Lead};
-use crate::plan::{Access, Callers, Plan};
+use crate::plan::{Access, Callers, Plan, Xds};
 use crate::redirect::{self, Decision, Flow, Origin, Transport, Verdict};
 
 /// The answer about one flow. The shape is stable: fields are only ever added.
@@ -45,7 +45,9 @@ pub fn explain(plan: &Plan, flow: Flow, mut own: BTreeSet<IpAddr>) -> Explanatio
     });
     let lead = match (&decision.verdict, &flow.origin) {
         (Verdict::Redirected { service: Some(id), .. }, Origin::User(_)) => {
-            plan.services.get(id).map(|service| envoy::lead(service, &plan.mesh, flow.to))
+            let lead = plan.services.get(id).map(|service| envoy::lead(service, &plan.mesh, flow.to));
+            // That it leads to no service is nothing that could be known of what Consul tells.
+            lead.filter(|lead| lead.service.is_some() || !is_driven(plan, id))
         }
         _ => None,
     };
@@ -92,13 +94,26 @@ fn next(plan: &Plan, flow: &Flow, verdict: &Verdict, lead: Option<&Lead>) -> Vec
         Verdict::Redirected { port, service } => {
             let whose = service.as_ref().map_or_else(|| "?".to_owned(), |id| id.to_string());
             let mut lines = vec![format!("Envoy of `{whose}` takes it on port {port}")];
+            let driven = service.as_ref().is_some_and(|id| is_driven(plan, id));
+            if driven {
+                lines.push(
+                    "Consul tells that Envoy what becomes of it: by virtual IPs, intentions and defaults"
+                        .to_owned(),
+                );
+            }
             match lead {
                 Some(lead) => lines.extend(outbound(plan, flow, lead)),
+                None if driven => {}
                 None => lines.extend(service.as_ref().map(|id| inbound(plan, id)).unwrap_or_default()),
             }
             lines
         }
     }
+}
+
+/// Whether the sidecar of `id` is told by Consul what it does, rather than by files from this plan.
+fn is_driven(plan: &Plan, id: &ServiceId) -> bool {
+    plan.services.get(id).is_some_and(|service| matches!(service.sidecar.xds, Xds::Ads(_)))
 }
 
 fn shown(flow: &Flow) -> String {

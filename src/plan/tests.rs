@@ -311,6 +311,15 @@ fn one_address_for_metrics_is_not_for_two() {
 }
 
 #[test]
+fn a_key_without_an_effect_is_told_and_left_out() {
+    let key = "envoy_telemetry_collector_bind_socket_dir";
+    let api = with_config(service("api", None, "host"), serde_json::json!({ key: "/run/x" }));
+    let planned = plan(&config(vec![api]), &facts());
+    assert_eq!((codes(&planned.errors), codes(&planned.warnings)), (vec![], vec!["ENM-P022"]));
+    assert!(planned.services[&"api".parse().unwrap()].sidecar.config.is_empty());
+}
+
+#[test]
 fn a_registration_of_somebody_elses_says_which_ports() {
     let mut configuration = config(vec![service("api", Some(8080), "host")]);
     let merged = serde_json::json!({ "Port": 20005, "Proxy": { "TransparentProxy": { "OutboundListenerPort": 16001 } } });

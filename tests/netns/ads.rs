@@ -157,7 +157,8 @@ fn a_token_is_sent_and_a_renewed_one_needs_no_restart() {
                 .any(|seen| seen.id == "web-sidecar-proxy" && seen.token.as_deref() == Some("second"))
         })
         .await;
-        assert_eq!(fake.record().refusals, [String::new(); 0]);
+        let refusals = fake.record().refusals.clone();
+        assert!(refusals.is_empty(), "{refusals:?}");
     });
 }
 
@@ -199,7 +200,8 @@ fn the_application_reaches_services_by_virtual_ip_and_the_rest_as_it_was() {
         // Whom Consul takes the right from cannot call any more, and nothing had to be written.
         fake.change(|state| state.proxies.get_mut("api-sidecar-proxy").unwrap().callers.clear());
         until("the call is refused", async || call("240.0.0.5:80").await.is_none()).await;
-        assert_eq!(fake.record().refusals, [String::new(); 0]);
+        let refusals = fake.record().refusals.clone();
+        assert!(refusals.is_empty(), "{refusals:?}");
     });
 }
 

@@ -104,8 +104,8 @@ fn consuls() -> Vec<Value> {
         let regex = format!("^cluster\\.(?:passthrough~)?(({whole}){end}{})", parts(rest, ""));
         tags.push(extracted("destination", tag, &regex));
     }
-    let peer = format!("^cluster\\.([^.]+\\.(?:[^.]+\\.)?([^.]+)\\.external\\.[^.]+\\.consul\\.)");
-    tags.push(extracted("destination", "peer", &peer));
+    let peer = "^cluster\\.([^.]+\\.(?:[^.]+\\.)?([^.]+)\\.external\\.[^.]+\\.consul\\.)";
+    tags.push(extracted("destination", "peer", peer));
     let listener = |tag: &str| format!("^(?:tcp|http)\\.upstream\\.({})", parts(&LISTENER, tag));
     tags.extend(LISTENER.iter().map(|(tag, ..)| extracted("upstream", tag, &listener(tag))));
     let peered =

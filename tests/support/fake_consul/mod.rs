@@ -3,6 +3,7 @@
 //! files; it decides nothing by itself and shows what was asked of it.
 
 #![allow(dead_code, reason = "each test target uses a part")]
+#![allow(clippy::disallowed_methods, reason = "tonic calls from tasks of its own, outside any local set")]
 
 mod http;
 mod shapes;
