@@ -179,3 +179,36 @@ fn who(callers: &Callers) -> Vec<String> {
     }
     may
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::config::{Config, ServiceConfig};
+    use crate::plan::facts::{HostFacts, User};
+    use crate::plan::{Ads, AdsServer, plan};
+
+    #[test]
+    fn what_consul_tells_is_not_guessed() {
+        let api: ServiceConfig = serde_json::from_value(json!({ "name": "api", "port": 8080 })).unwrap();
+        let config = Config { services: vec![api], ..Config::default() };
+        let users = [("envoy".to_owned(), User { uid: 5995, gid: 5995 })].into();
+        let server = AdsServer::Tcp("127.0.0.1:8502".parse().unwrap());
+        let xds = Xds::Ads(Ads { server, ca_pem: None, token: false, node_name: None });
+        let mut facts = HostFacts { users, ..HostFacts::default() };
+        let asked = |facts: &HostFacts| {
+            let to = "10.9.9.9:5432".parse().unwrap();
+            let flow = Flow { origin: Origin::User(1000), transport: Transport::Tcp, to };
+            explain(&plan(&config, facts), flow, BTreeSet::new())
+        };
+        let by_files = asked(&facts);
+        assert!(by_files.lead.is_some() && by_files.next.iter().any(|line| line.contains("passed on")));
+        facts.xds = xds;
+        let by_consul = asked(&facts);
+        assert_eq!(by_consul.decision, by_files.decision, "the rules are the same");
+        assert!(by_consul.lead.is_none());
+        assert!(by_consul.next.iter().any(|line| line.contains("Consul tells")), "{:?}", by_consul.next);
+        assert!(!by_consul.next.iter().any(|line| line.contains("passed on")), "{:?}", by_consul.next);
+    }
+}
