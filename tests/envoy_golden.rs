@@ -17,9 +17,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use enmesh::base::Root;
-use enmesh::envoy::{FileSet, Resources, bootstrap, resources, unit_spec};
-use enmesh::plan::{MeshView, ServicePlan};
-use scenarios::{known, mesh, placeholders, scenarios as all, service, upstream};
+use enmesh::envoy::{FileSet, Resources, Secrets, bootstrap, resources, unit_spec};
+use enmesh::plan::{MeshView, ServicePlan, Xds, XdsToken};
+use scenarios::{driven, known, mesh, placeholders, scenarios as all, service, upstream};
 use serde_json::Value;
 
 fn golden_folder() -> PathBuf {
@@ -28,7 +28,12 @@ fn golden_folder() -> PathBuf {
 
 fn rendered(service: &ServicePlan, mesh: &MeshView) -> BTreeMap<String, String> {
     let root = Root::default();
-    let set = FileSet::new(&resources(service, mesh, &root).unwrap(), Some(&placeholders()));
+    let token = XdsToken::new("the token");
+    let set = match &service.sidecar.xds {
+        Xds::Files => FileSet::new(&resources(service, mesh, &root).unwrap(), Some(&placeholders())),
+        Xds::Ads(ads) if ads.token => FileSet::of_secrets(Secrets::Token(&token)),
+        Xds::Ads(_) => FileSet::default(),
+    };
     let mut files: BTreeMap<String, String> = set
         .files()
         .iter()
@@ -59,7 +64,8 @@ fn the_rendered_files_are_the_golden_ones() {
     if bless {
         let _ = fs::remove_dir_all(golden_folder());
     }
-    for (scenario, (service, mesh)) in all() {
+    let driven = driven("the CA, PEM\n").into_iter().map(|(name, service)| (name, (service, mesh([]))));
+    for (scenario, (service, mesh)) in all().into_iter().chain(driven) {
         let folder = golden_folder().join(scenario);
         let files = rendered(&service, &mesh);
         for (path, text) in &files {

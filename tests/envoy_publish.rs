@@ -17,8 +17,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use enmesh::base::Root;
-use enmesh::envoy::{Layout, Publisher, unheeded};
-use enmesh::plan::{Access, Callers, MeshView, Protocol, ServicePlan};
+use enmesh::envoy::{Layout, Publisher, Secrets, unheeded};
+use enmesh::plan::{Access, Ads, AdsServer, Callers, MeshView, Protocol, ServicePlan, Xds, XdsToken};
 use scenarios::{known, mesh, name, placeholders, scenarios as all, service};
 
 struct Bed {
@@ -136,6 +136,64 @@ fn keys_without_effect_are_named() {
         .collect();
     assert_eq!(told, [("ENM-E014", false), ("ENM-E014", true)], "{warnings:?}");
     assert!(warnings.iter().all(|warning| warning.service.as_deref() == Some("web")));
+}
+
+#[test]
+fn a_driven_sidecar_gets_a_token_that_few_can_read_and_nothing_else() {
+    let mut bed = Bed::new();
+    bed.publish();
+    let server = AdsServer::Tcp("127.0.0.1:8502".parse().unwrap());
+    bed.service.sidecar.xds = Xds::Ads(Ads { server, ca_pem: None, token: true, node_name: None });
+    let publish =
+        |bed: &Bed, secrets: Secrets<'_>| run(bed.publisher.publish(&bed.service, &bed.mesh, secrets));
+    assert_eq!(publish(&bed, Secrets::Kept).unwrap_err().code, "ENM-E044");
+
+    let token = XdsToken::new("b1gs0ecret");
+    let announced = bed.publisher.diff(&bed.service, &bed.mesh, Secrets::Token(&token)).unwrap();
+    assert_eq!(announced, ["bootstrap.json", "secrets/consul-token.json"]);
+    assert_eq!(publish(&bed, Secrets::Token(&token)).unwrap().changed, announced);
+    assert!(publish(&bed, Secrets::Kept).unwrap().changed.is_empty(), "the token that is there stays");
+    let layout = Layout::new(&bed.service, &Root::new(bed.tree.path()));
+    let mode = |path: &str| fs::metadata(layout.path(path)).unwrap().mode() & 0o777;
+    assert_eq!(
+        (mode("secrets/consul-token.json"), mode("secrets"), mode("bootstrap.json")),
+        (0o640, 0o750, 0o640)
+    );
+    assert!(!fs::read_to_string(layout.bootstrap()).unwrap().contains("b1gs0ecret"));
+    assert!(!format!("{token:?} {:?}", Secrets::Token(&token)).contains("b1gs0ecret"));
+    for gone in ["lds.json", "cds.json", "secrets/connect-leaf.json", "secrets/connect-root.json"] {
+        assert!(!layout.path(gone).exists(), "{gone}");
+    }
+
+    bed.service.sidecar.xds = Xds::Files;
+    bed.publish();
+    assert!(!layout.path("secrets/consul-token.json").exists());
+}
+
+#[test]
+fn what_only_a_start_would_show_is_refused_before() {
+    let mut bed = Bed::new();
+    let ads = |ca: &str| Ads {
+        server: AdsServer::Tcp("127.0.0.1:8503".parse().unwrap()),
+        ca_pem: Some(ca.to_owned()),
+        token: false,
+        node_name: None,
+    };
+    bed.service.sidecar.xds = Xds::Ads(ads("\n"));
+    let refused =
+        |bed: &Bed| run(bed.publisher.publish(&bed.service, &bed.mesh, Secrets::Kept)).unwrap_err().code;
+    assert_eq!(refused(&bed), "ENM-E045");
+    bed.service.sidecar.xds = Xds::Ads(ads("the CA"));
+    for (key, value, code) in [
+        ("envoy_bootstrap_json_tpl", "{{ .ProxyID }}", "ENM-E041"),
+        ("envoy_extra_static_clusters_json", "{\"name\": \"local_agent\"}", "ENM-E040"),
+        ("envoy_dogstatsd_url", "udp://$POD_IP:8125", "ENM-E042"),
+        ("envoy_statsd_url", "tcp://127.0.0.1:8125", "ENM-E042"),
+        ("envoy_statsd_url", "unix://relative", "ENM-E042"),
+    ] {
+        bed.service.sidecar.config = [(key.to_owned(), value.into())].into_iter().collect();
+        assert_eq!(refused(&bed), code, "{key} = {value}");
+    }
 }
 
 #[test]

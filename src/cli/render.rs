@@ -9,7 +9,7 @@ use super::Global;
 use super::output::Answer;
 use crate::base::{Fault, Root};
 use crate::converge::{self, ConvergeError};
-use crate::plan::{Plan, ServicePlan};
+use crate::plan::{Plan, ServicePlan, Xds};
 use crate::{envoy, redirect, systemd};
 
 /// Print an artefact
@@ -112,6 +112,10 @@ fn documents(
 }
 
 fn xds(plan: &Plan, service: &ServicePlan, root: &Root) -> Result<Value, Fault> {
+    if let Xds::Ads(ads) = &service.sidecar.xds {
+        // What the sidecar is told is between it and Consul.
+        return Ok(json!({ "consul": ads.server }));
+    }
     let resources = envoy::resources(service, &plan.mesh, root)?;
     Ok(json!({ "listeners": resources.listeners, "clusters": resources.clusters }))
 }

@@ -24,5 +24,5 @@ pub use registration::{
     Key, Node, Outcome, Presence, Pushed, Recorded, Registry, Topic,
 };
 pub use server::{ServerFacts, Source, Version};
-
 pub use warning::ConsulWarning;
+pub use xds::stream_cause;

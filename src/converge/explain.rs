@@ -10,7 +10,7 @@ use super::error::ConvergeError;
 use crate::base::Fault;
 use crate::config::value::ServiceId;
 use crate::envoy::{self, Lead};
-use crate::plan::{Access, MeshService, Plan};
+use crate::plan::{Access, MeshService, Plan, Xds};
 use crate::redirect::{self, Decision, Flow, Origin, Transport, Verdict};
 
 /// The answer about one flow. The shape is stable: fields are only ever added.
@@ -45,7 +45,9 @@ pub fn explain(plan: &Plan, flow: Flow, mut own: BTreeSet<IpAddr>) -> Explanatio
     });
     let lead = match (&decision.verdict, &flow.origin) {
         (Verdict::Redirected { service: Some(id), .. }, Origin::User(_)) => {
-            plan.services.get(id).map(|service| envoy::lead(service, &plan.mesh, flow.to))
+            let lead = plan.services.get(id).map(|service| envoy::lead(service, &plan.mesh, flow.to));
+            // That it leads to no service is nothing that could be known of what Consul tells.
+            lead.filter(|lead| lead.service.is_some() || !is_driven(plan, id))
         }
         _ => None,
     };
@@ -92,13 +94,26 @@ fn next(plan: &Plan, flow: &Flow, verdict: &Verdict, lead: Option<&Lead>) -> Vec
         Verdict::Redirected { port, service } => {
             let whose = service.as_ref().map_or_else(|| "?".to_owned(), |id| id.to_string());
             let mut lines = vec![format!("Envoy of `{whose}` takes it on port {port}")];
+            let driven = service.as_ref().is_some_and(|id| is_driven(plan, id));
+            if driven {
+                lines.push(
+                    "Consul tells that Envoy what becomes of it: by virtual IPs, intentions and defaults"
+                        .to_owned(),
+                );
+            }
             match lead {
                 Some(lead) => lines.extend(outbound(plan, flow, lead)),
+                None if driven => {}
                 None => lines.extend(service.as_ref().map(|id| inbound(plan, id)).unwrap_or_default()),
             }
             lines
         }
     }
+}
+
+/// Whether the sidecar of `id` is told by Consul what it does, rather than by files from this plan.
+fn is_driven(plan: &Plan, id: &ServiceId) -> bool {
+    plan.services.get(id).is_some_and(|service| matches!(service.sidecar.xds, Xds::Ads(_)))
 }
 
 fn shown(flow: &Flow) -> String {
@@ -166,4 +181,37 @@ fn who(service: &MeshService) -> Vec<String> {
         Access::Deny | Access::Requests(_) => {}
     }
     may
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::config::{Config, ServiceConfig};
+    use crate::plan::facts::{HostFacts, User};
+    use crate::plan::{Ads, AdsServer, plan};
+
+    #[test]
+    fn what_consul_tells_is_not_guessed() {
+        let api: ServiceConfig = serde_json::from_value(json!({ "name": "api", "port": 8080 })).unwrap();
+        let config = Config { services: vec![api], ..Config::default() };
+        let users = [("envoy".to_owned(), User { uid: 5995, gid: 5995 })].into();
+        let server = AdsServer::Tcp("127.0.0.1:8502".parse().unwrap());
+        let xds = Xds::Ads(Ads { server, ca_pem: None, token: false, node_name: None });
+        let mut facts = HostFacts { users, ..HostFacts::default() };
+        let asked = |facts: &HostFacts| {
+            let to = "10.9.9.9:5432".parse().unwrap();
+            let flow = Flow { origin: Origin::User(1000), transport: Transport::Tcp, to };
+            explain(&plan(&config, facts), flow, BTreeSet::new())
+        };
+        let by_files = asked(&facts);
+        assert!(by_files.lead.is_some() && by_files.next.iter().any(|line| line.contains("passed on")));
+        facts.xds = xds;
+        let by_consul = asked(&facts);
+        assert_eq!(by_consul.decision, by_files.decision, "the rules are the same");
+        assert!(by_consul.lead.is_none());
+        assert!(by_consul.next.iter().any(|line| line.contains("Consul tells")), "{:?}", by_consul.next);
+        assert!(!by_consul.next.iter().any(|line| line.contains("passed on")), "{:?}", by_consul.next);
+    }
 }

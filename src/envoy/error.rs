@@ -54,12 +54,12 @@ pub enum EnvoyError {
         why: String,
     },
     /// A key of `proxy.config` that only Consul's own program can carry out.
-    #[error("proxy.config: `{key}` is not carried out: it is {why}")]
+    #[error(
+        "proxy.config: `{key}` is not carried out: it is a template in the language of Consul's own program"
+    )]
     NotCarriedOut {
         /// The key.
         key: &'static str,
-        /// What it is.
-        why: &'static str,
     },
     /// Metrics cannot be sent there.
     #[error("proxy.config: metrics cannot be sent to {url:?} of `{key}`: {why}")]
@@ -200,7 +200,7 @@ impl Explain for EnvoyError {
             EnvoyError::Json { key, .. } => {
                 format!("correct `{key}` in `[proxy] config` of the service or in Consul's proxy-defaults")
             }
-            EnvoyError::NotCarriedOut { key, .. } => format!(
+            EnvoyError::NotCarriedOut { key } => format!(
                 "take `{key}` out of `[proxy] config` or of Consul's proxy-defaults; the other keys that begin with `envoy_` are carried out"
             ),
             EnvoyError::Sink { key, .. } => {

@@ -14,7 +14,7 @@ use super::dns;
 use super::facts::User;
 use super::problem::PlanError;
 use super::registration::{registration, set_outbound_port};
-use super::told::Told;
+use super::told::{COLLECTOR, Told};
 use super::{
     Allocations, DnsPlan, ExplicitUpstream, Generation, HostFacts, Instance, MeshView, Plan, RedirectPolicy,
     ServicePlan, SidecarPlan, Xds,
@@ -152,6 +152,10 @@ impl<'a> Builder<'a> {
             self.captures.add(service, ports, &open, user.uid, self.facts, &mut self.warnings)?;
         }
         self.share_listens(&id, &mut told);
+        if told.config.remove(COLLECTOR).is_some() {
+            let warning = PlanError::NoEffect { id: id.clone(), key: COLLECTOR };
+            self.warnings.push(Fault::from(warning).of_service(&id));
+        }
         self.allocations = allocations;
         let address = self.address(service);
         self.join_mesh(service, address, inbound);

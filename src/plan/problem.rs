@@ -92,6 +92,14 @@ pub enum PlanError {
         /// The address.
         at: std::net::SocketAddr,
     },
+    /// A key of `proxy.config` without an effect (a warning).
+    #[error("service `{id}`: `{key}` has no effect: it is for a service that HashiCorp has ended")]
+    NoEffect {
+        /// The service.
+        id: ServiceId,
+        /// The key.
+        key: &'static str,
+    },
     /// No port is left.
     #[error("service `{id}`: no {kind} port is left in {range}")]
     PortsUsedUp {
@@ -169,6 +177,7 @@ impl Explain for PlanError {
             PlanError::TokenInFile { .. } => "ENM-P014",
             PlanError::BindPort { .. } => "ENM-P020",
             PlanError::ListenTaken { .. } => "ENM-P021",
+            PlanError::NoEffect { .. } => "ENM-P022",
         }
     }
 
@@ -198,6 +207,9 @@ impl Explain for PlanError {
             }
             PlanError::ListenTaken { key, .. } => {
                 format!("give each service of this host a `{key}` of its own in `[proxy] config`")
+            }
+            PlanError::NoEffect { key, .. } => {
+                format!("take `{key}` out of `[proxy] config` or of Consul's proxy-defaults")
             }
             PlanError::PortsUsedUp { kind, .. } => format!("widen [ports] {kind} in the host file"),
             PlanError::VirtualIpsUsedUp { .. } => "widen virtual_ips in the host file".to_owned(),

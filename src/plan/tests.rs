@@ -9,7 +9,7 @@ use super::facts::{HostAddress, User};
 use super::*;
 use crate::base::Place;
 use crate::config::value::{Port, Scope, ServiceName};
-use crate::config::{Capture, Config, DnsMode, Inbound, ServiceConfig};
+use crate::config::{Capture, Config, DnsMode, Inbound, RegistrationMode, ServiceConfig};
 
 /// A minimal service, as the two-line file says it.
 fn service(name: &str, port: Option<u16>, scope: &str) -> ServiceConfig {
@@ -301,4 +301,102 @@ proptest! {
             prop_assert!(before.is_none_or(|ips| *ips == entry.virtual_ips));
         }
     }
+}
+
+/// Facts of a host whose sidecars Consul drives.
+fn driven() -> HostFacts {
+    let server = AdsServer::Tcp("127.0.0.1:8502".parse().unwrap());
+    HostFacts { xds: Xds::Ads(Ads { server, ca_pem: None, token: true, node_name: None }), ..facts() }
+}
+
+fn with_config(mut service: ServiceConfig, config: serde_json::Value) -> ServiceConfig {
+    service.proxy.config = config.as_object().unwrap().clone();
+    service
+}
+
+#[test]
+fn consul_is_told_where_each_outbound_listener_is() {
+    let services =
+        || config(vec![service("api", Some(1), "user:app"), service("web", Some(2), "user:other")]);
+    let told = plan(&services(), &driven());
+    let path = "/service/connect/sidecar_service/proxy/transparent_proxy/outbound_listener_port";
+    let ports: Vec<_> = told.services.values().map(|service| service.registration.pointer(path)).collect();
+    assert_eq!(ports, [Some(&15001.into()), Some(&15002.into())]);
+    // Files are written by whoever knows the port anyway.
+    let files = plan(&services(), &facts());
+    assert!(files.services.values().all(|service| service.registration.pointer(path).is_none()));
+}
+
+#[test]
+fn a_port_that_consul_binds_is_the_port_that_is_redirected_to() {
+    let api = with_config(service("api", Some(8080), "host"), serde_json::json!({ "bind_port": 20000 }));
+    let planned = plan(&config(vec![api.clone()]), &facts());
+    let id = "api".parse().unwrap();
+    assert_eq!(planned.services[&id].sidecar.inbound_port, Some(20000));
+    assert_eq!(planned.redirect.inbound[&id].to, 20000);
+    let registered = planned.services[&id].registration.pointer("/service/connect/sidecar_service/port");
+    assert_eq!(registered, Some(&20000.into()));
+
+    let mut web =
+        with_config(service("web", Some(8081), "user:app"), serde_json::json!({ "bind_port": 20000 }));
+    let both = plan(&config(vec![api, web.clone()]), &facts());
+    assert_eq!(codes(&both.errors), ["ENM-P020"]);
+    web.proxy.config.clear();
+    // No other sidecar is given a port that somebody claims by name.
+    let claims = with_config(service("zed", Some(8082), "host"), serde_json::json!({ "bind_port": 21000 }));
+    let both = plan(&config(vec![web, claims]), &facts());
+    assert_eq!(both.services[&"web".parse().unwrap()].sidecar.inbound_port, Some(21001));
+}
+
+#[test]
+fn ports_of_the_sidecars_own_stay_reachable() {
+    let mut api = with_config(
+        service("api", Some(8080), "host"),
+        serde_json::json!({ "envoy_prometheus_bind_addr": "0.0.0.0:9102" }),
+    );
+    api.capture.inbound = Inbound::All;
+    let exposed = serde_json::json!({ "Proxy": { "Expose": { "Paths": [{ "ListenerPort": 21500 }] } } });
+    let merged = [("api".parse().unwrap(), exposed)].into();
+    let planned = plan(&config(vec![api]), &HostFacts { merged, ..facts() });
+    let bypassed = &planned.redirect.inbound[&"api".parse().unwrap()].bypass_ports;
+    for port in [22, 9102, 21500] {
+        assert!(bypassed.iter().any(|range| range.contains(port)), "{port} in {bypassed:?}");
+    }
+}
+
+#[test]
+fn one_address_for_metrics_is_not_for_two() {
+    let merged =
+        serde_json::json!({ "Proxy": { "Config": { "envoy_prometheus_bind_addr": "0.0.0.0:9102" } } });
+    let merged = ["api", "web"].map(|id| (id.parse().unwrap(), merged.clone())).into();
+    let services = vec![service("api", Some(1), "user:app"), service("web", Some(2), "user:other")];
+    let planned = plan(&config(services), &HostFacts { merged, ..facts() });
+    assert_eq!(codes(&planned.warnings), ["ENM-P021"]);
+    let has = |id: &str| {
+        planned.services[&id.parse().unwrap()].sidecar.config.contains_key("envoy_prometheus_bind_addr")
+    };
+    assert!(has("api") && !has("web"));
+}
+
+#[test]
+fn a_key_without_an_effect_is_told_and_left_out() {
+    let key = "envoy_telemetry_collector_bind_socket_dir";
+    let api = with_config(service("api", None, "host"), serde_json::json!({ key: "/run/x" }));
+    let planned = plan(&config(vec![api]), &facts());
+    assert_eq!((codes(&planned.errors), codes(&planned.warnings)), (vec![], vec!["ENM-P022"]));
+    assert!(planned.services[&"api".parse().unwrap()].sidecar.config.is_empty());
+}
+
+#[test]
+fn a_registration_of_somebody_elses_says_which_ports() {
+    let mut configuration = config(vec![service("api", Some(8080), "host")]);
+    let merged = serde_json::json!({ "Port": 20005, "Proxy": { "TransparentProxy": { "OutboundListenerPort": 16001 } } });
+    let facts = HostFacts { merged: [("api".parse().unwrap(), merged)].into(), ..driven() };
+    let ports = |configuration: &Config| {
+        let sidecar = &plan(configuration, &facts).services[&"api".parse().unwrap()].sidecar;
+        (sidecar.outbound_port, sidecar.inbound_port)
+    };
+    assert_eq!(ports(&configuration), (Some(15001), Some(21000)), "ours says what we told it");
+    configuration.host.registration = RegistrationMode::None;
+    assert_eq!(ports(&configuration), (Some(16001), Some(20005)));
 }

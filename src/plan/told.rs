@@ -15,6 +15,9 @@ use crate::config::ServiceConfig;
 pub(super) const LISTEN_KEYS: [&str; 3] =
     ["envoy_prometheus_bind_addr", "envoy_stats_bind_addr", "envoy_ready_bind_addr"];
 
+/// A key of `proxy.config` that Consul's own bootstrap has and ours has not.
+pub(super) const COLLECTOR: &str = "envoy_telemetry_collector_bind_socket_dir";
+
 /// What the registration says.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Told {

@@ -83,11 +83,21 @@ pub struct Sidecar {
 impl Sidecar {
     /// Starts Envoy as the planner would have it run, and waits until it is live.
     pub async fn start(service: &ServicePlan, root: &Root) -> Sidecar {
+        let started = std::time::Instant::now();
+        let mut sidecar = Sidecar::spawn(service, root);
+        if let Err(fault) = sidecar.admin.wait_live(LIMIT).await {
+            panic!("{fault}\n{}", sidecar.log());
+        }
+        sidecar.took = started.elapsed();
+        sidecar
+    }
+
+    /// Starts Envoy and waits for nothing.
+    pub fn spawn(service: &ServicePlan, root: &Root) -> Sidecar {
         let UnitSpec { program, arguments, uid, gid, .. } = unit_spec(service, root).unwrap();
         let layout = Layout::new(service, root);
         let log = root.join(format!("/{}.log", service.id));
         let file = File::options().create(true).append(true).open(&log).unwrap();
-        let started = std::time::Instant::now();
         #[expect(clippy::disallowed_methods, reason = "a long-running child of the test's own")]
         let child = Command::new(program)
             .args(arguments)
@@ -99,13 +109,7 @@ impl Sidecar {
             .stderr(file)
             .spawn()
             .unwrap();
-        let mut sidecar =
-            Sidecar { child, admin: Admin::new(layout.admin_socket()), log, took: Duration::ZERO };
-        if let Err(fault) = sidecar.admin.wait_live(LIMIT).await {
-            panic!("{fault}\n{}", sidecar.log());
-        }
-        sidecar.took = started.elapsed();
-        sidecar
+        Sidecar { child, admin: Admin::new(layout.admin_socket()), log, took: Duration::ZERO }
     }
 
     pub fn log(&self) -> String {

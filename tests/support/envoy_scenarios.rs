@@ -10,10 +10,11 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use enmesh::config::value::{Port, ServiceName, Span};
 use enmesh::plan::{
-    Access, Callers, Credentials, ExplicitUpstream, HeaderMatch, HeaderRule, Instance, MeshService, MeshView,
-    PathMatch, Protocol, RequestRule, ServicePlan, SidecarPlan, Xds,
+    Access, AccessLog, Ads, AdsServer, Callers, Credentials, ExplicitUpstream, HeaderMatch, HeaderRule,
+    Instance, LogFormat, LogTarget, MeshService, MeshView, PathMatch, Protocol, RequestRule, ServicePlan,
+    SidecarPlan, Xds,
 };
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 pub const TRUST_DOMAIN: &str = "11111111-2222-3333-4444-555555555555.consul";
 
@@ -113,8 +114,94 @@ pub fn scenarios() -> BTreeMap<&'static str, (ServicePlan, MeshView)> {
         ("http2", speaking(Protocol::Http2)),
         ("grpc", speaking(Protocol::Grpc)),
         ("reach-and-weights", reach_and_weights()),
+        ("every-bootstrap-key", (with_every_key(service("web")), mesh([]))),
     ]
     .into()
+}
+
+/// Sidecars that Consul drives, by name. `ca` is the PEM of the CA of its xDS.
+pub fn driven(ca: &str) -> BTreeMap<&'static str, ServicePlan> {
+    let with = |mut service: ServicePlan, ads: Ads| {
+        service.sidecar.xds = Xds::Ads(ads);
+        service
+    };
+    let agent = |token| Ads {
+        server: AdsServer::Tcp("127.0.0.1:8502".parse().unwrap()),
+        ca_pem: None,
+        token,
+        node_name: None,
+    };
+    let mut logged = with_every_key(service("web"));
+    logged.registration = json!({"service": {"namespace": "ns", "partition": "ap"}});
+    logged.sidecar.access_log = Some(AccessLog {
+        to: LogTarget::File(PathBuf::from("/dev/null")),
+        format: LogFormat::Text("%START_TIME%".to_owned()),
+    });
+    [
+        ("driven-by-an-agent", with(service("web"), agent(true))),
+        ("driven-without-a-token", with(service("web"), agent(false))),
+        ("driven-with-every-bootstrap-key", with(logged, agent(true))),
+        (
+            "driven-by-a-server",
+            with(
+                service("web"),
+                Ads {
+                    server: AdsServer::Tcp("[fd00::8]:8503".parse().unwrap()),
+                    ca_pem: Some(ca.to_owned()),
+                    token: true,
+                    node_name: Some("vm-enmesh".to_owned()),
+                },
+            ),
+        ),
+        (
+            "driven-over-a-socket",
+            with(
+                service("web"),
+                Ads { server: AdsServer::Unix(PathBuf::from("/run/consul.sock")), ..agent(true) },
+            ),
+        ),
+    ]
+    .into()
+}
+
+/// With every key of `proxy.config` that is for the bootstrap.
+fn with_every_key(mut service: ServicePlan) -> ServicePlan {
+    let at = |port: u16| json!({"socket_address": {"address": "127.0.0.1", "port_value": port}});
+    let cluster = json!({"name": "tracer", "type": "STATIC", "load_assignment": {
+        "cluster_name": "tracer", "endpoints": [{"lb_endpoints": [{"endpoint": {"address": at(9411)}}]}],
+    }});
+    let other = json!({"name": "other", "type": "STATIC"});
+    let any = |message: &str, mut fields: Map<String, Value>| {
+        fields.insert("@type".to_owned(), json!(format!("type.googleapis.com/{message}")));
+        Value::Object(fields)
+    };
+    let fields = |value: Value| value.as_object().unwrap().clone();
+    let proxy = any(
+        "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+        fields(json!({"stat_prefix": "extra", "cluster": "other"})),
+    );
+    let filter = json!({"name": "envoy.filters.network.tcp_proxy", "typed_config": proxy});
+    let listener = json!({"name": "extra", "address": at(9107), "filter_chains": [{"filters": [filter]}]});
+    let statsd = any("envoy.config.metrics.v3.StatsdSink", fields(json!({"tcp_cluster_name": "other"})));
+    let zipkin = any(
+        "envoy.config.trace.v3.ZipkinConfig",
+        fields(json!({"collector_cluster": "tracer", "collector_endpoint": "/api/v2/spans",
+            "collector_endpoint_version": "HTTP_JSON"})),
+    );
+    service.sidecar.config = fields(json!({
+        "envoy_statsd_url": "udp://127.0.0.1:8125",
+        "envoy_dogstatsd_url": "udp://${HOST_IP}:8126",
+        "envoy_stats_tags": ["team=core", "canary", "local_cluster=mine"],
+        "envoy_prometheus_bind_addr": "0.0.0.0:9102",
+        "envoy_stats_bind_addr": "127.0.0.1:9103",
+        "envoy_ready_bind_addr": "[::1]:9104",
+        "envoy_stats_flush_interval": "250ms",
+        "envoy_tracing_json": json!({"http": {"name": "envoy.tracers.zipkin", "typed_config": zipkin}}).to_string(),
+        "envoy_extra_static_clusters_json": format!("{cluster}, {other}"),
+        "envoy_extra_static_listeners_json": listener.to_string(),
+        "envoy_extra_stats_sinks_json": json!({"name": "envoy.stat_sinks.statsd", "typed_config": statsd}).to_string(),
+    }));
+    service
 }
 
 /// Dual stack, transparent, with instances that are dialled directly and with intentions.

@@ -36,12 +36,12 @@ async fn look(client: &Client, id: &ServiceId, ads: &Ads) -> Result<(), Fault> {
     {
         return Err(XdsError::TooOld { version: version.to_string() }.into());
     }
-    if ads.token {
-        match client.get(&Query::new("/v1/acl/token/self")).await {
-            Err(error @ ConsulError::UnknownToken { .. }) => return Err(error.into()),
-            // ACLs may be off, or the token may not look at itself: neither ends a stream.
-            Ok(_) | Err(_) => {}
-        }
+    // ACLs may be off, or the token may not look at itself: neither ends a stream.
+    if ads.token
+        && let Err(error @ ConsulError::UnknownToken { .. }) =
+            client.get(&Query::new("/v1/acl/token/self")).await
+    {
+        return Err(error.into());
     }
     match merged(client, id, ads.node_name.as_deref()).await? {
         Some(_) => Ok(()),

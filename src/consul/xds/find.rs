@@ -41,18 +41,23 @@ impl XdsSettings {
 
 /// Where xDS is said to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
-    /// Name or address and port, or `None` for a socket.
-    pub host: Option<(String, u16)>,
-    /// A unix socket.
-    pub socket: Option<PathBuf>,
-    /// Whether it has TLS; `None` when only asking can tell.
-    pub tls: Option<bool>,
+pub enum Found {
+    /// At a port.
+    Tcp {
+        /// Name or address.
+        host: String,
+        /// Port.
+        port: u16,
+        /// Whether it has TLS; `None` when only asking can tell.
+        tls: Option<bool>,
+    },
+    /// At a unix socket, without TLS.
+    Unix(PathBuf),
 }
 
 impl Found {
     fn tcp(host: impl Into<String>, port: u16, tls: Option<bool>) -> Self {
-        Found { host: Some((host.into(), port)), socket: None, tls }
+        Found::Tcp { host: host.into(), port, tls }
     }
 }
 
@@ -89,7 +94,7 @@ pub fn find(facts: &ServerFacts, settings: &XdsSettings) -> Result<Found, XdsErr
 fn given(text: &str) -> Option<Found> {
     if let Some(path) = text.strip_prefix("unix://") {
         let socket = Some(PathBuf::from(path)).filter(|path| path.is_absolute());
-        return socket.map(|path| Found { host: None, socket: Some(path), tls: Some(false) });
+        return socket.map(Found::Unix);
     }
     let (rest, tls) = match (text.strip_prefix("https://"), text.strip_prefix("http://")) {
         (Some(rest), _) => (rest, Some(true)),
@@ -110,12 +115,11 @@ fn given(text: &str) -> Option<Found> {
 /// `ENM-K083` a name cannot be resolved, `ENM-K084` nobody answers, `ENM-K085` TLS without a CA,
 /// `ENM-K086` the CA's file cannot be used.
 pub async fn ads(found: &Found, settings: &XdsSettings, node_name: Option<String>) -> Result<Ads, Fault> {
-    let server = match (&found.socket, &found.host) {
-        (Some(path), _) => AdsServer::Unix(path.clone()),
-        (None, Some((host, port))) => AdsServer::Tcp(resolve(host, *port).await?),
-        (None, None) => return Err(XdsError::SwitchedOff.into()),
+    let (server, tls) = match found {
+        Found::Unix(path) => (AdsServer::Unix(path.clone()), Some(false)),
+        Found::Tcp { host, port, tls } => (AdsServer::Tcp(resolve(host, *port).await?), *tls),
     };
-    let tls = match found.tls {
+    let tls = match tls {
         Some(tls) => tls,
         None => {
             let unreachable = |source| XdsError::Unreachable { server: shown(&server), source };
@@ -216,10 +220,7 @@ mod tests {
             ("127.0.0.1:8502", Some(Found::tcp("127.0.0.1", 8502, None))),
             ("https://consul.example:8503/", Some(Found::tcp("consul.example", 8503, Some(true)))),
             ("http://[::1]:8502", Some(Found::tcp("::1", 8502, Some(false)))),
-            (
-                "unix:///run/x.sock",
-                Some(Found { host: None, socket: Some("/run/x.sock".into()), tls: Some(false) }),
-            ),
+            ("unix:///run/x.sock", Some(Found::Unix("/run/x.sock".into()))),
             ("unix://x.sock", None),
             ("consul.example", None),
             ("u:p@host:1", None),

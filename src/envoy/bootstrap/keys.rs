@@ -36,11 +36,9 @@ pub struct Keys {
     pub sinks: Vec<Value>,
 }
 
-/// Keys of Consul's bootstrap that cannot be carried out, and why not.
-const REFUSED: [(&str, &str); 2] = [
-    ("envoy_bootstrap_json_tpl", "a template in the language of Consul's own program"),
-    ("envoy_telemetry_collector_bind_socket_dir", "for a service that HashiCorp has ended"),
-];
+/// The key whose value is a template for the whole bootstrap. Whoever sets it wants something that
+/// no other bootstrap has, so going on without would be wrong.
+const TEMPLATE: &str = "envoy_bootstrap_json_tpl";
 
 impl Keys {
     /// Reads `proxy.config`.
@@ -48,8 +46,8 @@ impl Keys {
     /// # Errors
     /// `ENM-E010`, `ENM-E040`, `ENM-E041`.
     pub fn read(config: &Map<String, Value>) -> Result<Self, EnvoyError> {
-        if let Some((key, why)) = REFUSED.into_iter().find(|(key, _)| text(config, key).is_some()) {
-            return Err(EnvoyError::NotCarriedOut { key, why });
+        if text(config, TEMPLATE).is_some() {
+            return Err(EnvoyError::NotCarriedOut { key: TEMPLATE });
         }
         Ok(Keys {
             statsd: text(config, "envoy_statsd_url"),

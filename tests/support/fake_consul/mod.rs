@@ -3,6 +3,7 @@
 //! files; it decides nothing by itself and shows what was asked of it.
 
 #![allow(dead_code, reason = "each test target uses a part")]
+#![allow(clippy::disallowed_methods, reason = "tonic calls from tasks of its own, outside any local set")]
 
 mod http;
 mod shapes;
@@ -12,6 +13,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use serde_json::Value;
@@ -75,12 +77,20 @@ pub enum Listen {
 pub struct FakeConsul {
     state: Arc<watch::Sender<State>>,
     record: Arc<Mutex<Record>>,
-    tasks: Vec<JoinHandle<()>>,
+    ends: watch::Sender<bool>,
+    xds: Vec<JoinHandle<()>>,
+    http: Vec<JoinHandle<()>>,
 }
 
 impl FakeConsul {
     pub fn new(state: State) -> Self {
-        FakeConsul { state: Arc::new(watch::Sender::new(state)), record: Arc::default(), tasks: Vec::new() }
+        FakeConsul {
+            state: Arc::new(watch::Sender::new(state)),
+            record: Arc::default(),
+            ends: watch::Sender::new(false),
+            xds: Vec::new(),
+            http: Vec::new(),
+        }
     }
 
     /// Serves xDS.
@@ -92,14 +102,18 @@ impl FakeConsul {
             server = server.tls_config(ServerTlsConfig::new().identity(identity)).unwrap();
         }
         let router = server.add_service(AggregatedDiscoveryServiceServer::new(streams));
-        self.tasks.push(match listen {
+        let mut ends = self.ends.subscribe();
+        let end = async move {
+            let _ = ends.wait_for(|end| *end).await;
+        };
+        self.xds.push(match listen {
             Listen::Plaintext(at) | Listen::Tls(at, ..) => {
                 let incoming = TcpListenerStream::new(TcpListener::bind(at).await.unwrap());
-                tokio::spawn(async move { router.serve_with_incoming(incoming).await.unwrap() })
+                tokio::spawn(async move { router.serve_with_incoming_shutdown(incoming, end).await.unwrap() })
             }
             Listen::Unix(path) => {
                 let incoming = UnixListenerStream::new(UnixListener::bind(path).unwrap());
-                tokio::spawn(async move { router.serve_with_incoming(incoming).await.unwrap() })
+                tokio::spawn(async move { router.serve_with_incoming_shutdown(incoming, end).await.unwrap() })
             }
         });
     }
@@ -107,7 +121,7 @@ impl FakeConsul {
     /// Serves the HTTP API: `answers` of the state, and what its token allows.
     pub async fn serve_http(&mut self, at: SocketAddr) {
         let listener = TcpListener::bind(at).await.unwrap();
-        self.tasks.push(tokio::spawn(http::serve(listener, self.state.clone(), self.record.clone())));
+        self.http.push(tokio::spawn(http::serve(listener, self.state.clone(), self.record.clone())));
     }
 
     /// Changes what it is, and tells who listens.
@@ -120,13 +134,15 @@ impl FakeConsul {
         self.change(|state| state.closed += 1);
     }
 
-    /// Ends: nobody listens any more.
+    /// Ends its xDS: nobody listens any more, and every connection is closed.
     pub async fn stop(&mut self) {
-        self.close_streams();
-        for task in self.tasks.drain(..) {
-            task.abort();
-            let _ = task.await;
+        self.ends.send_replace(true);
+        while self.xds.iter().any(|task| !task.is_finished()) {
+            self.close_streams();
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
+        self.xds.clear();
+        self.ends.send_replace(false);
     }
 
     /// What was seen.
@@ -137,7 +153,7 @@ impl FakeConsul {
 
 impl Drop for FakeConsul {
     fn drop(&mut self) {
-        for task in &self.tasks {
+        for task in self.xds.iter().chain(&self.http) {
             task.abort();
         }
     }
