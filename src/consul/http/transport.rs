@@ -14,6 +14,7 @@ use hyper::body::{Body, Bytes};
 use hyper::header::{HeaderMap, HeaderValue};
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
+use nix::sys::socket::{setsockopt, sockopt};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
@@ -116,6 +117,7 @@ impl Transport {
         };
         let stream = dial(host, port).await?.map_err(unconnected)?;
         let _ = stream.set_nodelay(true);
+        let _ = notice_death(&stream);
         let Some(tls) = &self.tls else { return Ok((self.line(stream, ask, None).await?, None)) };
         let ready = tls.ready()?;
         let name =
@@ -216,6 +218,15 @@ async fn dial(host: &str, port: u16) -> Result<io::Result<TcpStream>, ConsulErro
         }
     }
     Ok(last)
+}
+
+/// A call may wait for minutes, and a host that lost its power does not say so: after half a minute of
+/// silence the kernel asks, and a minute after that the connection is broken.
+fn notice_death(stream: &TcpStream) -> nix::Result<()> {
+    setsockopt(stream, sockopt::KeepAlive, &true)?;
+    setsockopt(stream, sockopt::TcpKeepIdle, &30)?;
+    setsockopt(stream, sockopt::TcpKeepInterval, &15)?;
+    setsockopt(stream, sockopt::TcpKeepCount, &4)
 }
 
 /// The sentence of an error with those below it.
