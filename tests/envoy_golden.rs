@@ -34,7 +34,7 @@ fn rendered(service: &ServicePlan, mesh: &MeshView) -> BTreeMap<String, String> 
         .iter()
         .map(|(path, bytes)| (path.clone(), String::from_utf8(bytes.clone()).unwrap()))
         .collect();
-    files.insert("bootstrap.json".to_owned(), format!("{:#}\n", bootstrap(service, &root)));
+    files.insert("bootstrap.json".to_owned(), format!("{:#}\n", bootstrap(service, &root).unwrap()));
     let unit = unit_spec(service, &root).unwrap();
     files.insert("arguments.txt".to_owned(), unit.arguments.join("\n") + "\n");
     files

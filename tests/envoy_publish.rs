@@ -17,8 +17,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use enmesh::base::Root;
-use enmesh::envoy::{Layout, Publisher};
-use enmesh::plan::{MeshView, ServicePlan};
+use enmesh::envoy::{Layout, Publisher, unheeded};
+use enmesh::plan::{Access, Callers, MeshView, Protocol, ServicePlan};
 use scenarios::{known, mesh, name, placeholders, scenarios as all, service};
 
 struct Bed {
@@ -124,6 +124,21 @@ fn what_cannot_work_is_refused_before_anything_is_written() {
 }
 
 #[test]
+fn keys_without_effect_are_named() {
+    let mut service = service("web");
+    for key in ["protocol", "envoy_statsd_url", "local_conect_timeout_ms", "envoy_public_listener_json"] {
+        service.sidecar.config.insert(key.to_owned(), "http".into());
+    }
+    let warnings = unheeded(&service);
+    let told: Vec<(&str, bool)> = warnings
+        .iter()
+        .map(|warning| (warning.code, warning.hint.contains("`local_connect_timeout_ms`")))
+        .collect();
+    assert_eq!(told, [("ENM-E014", false), ("ENM-E014", true)], "{warnings:?}");
+    assert!(warnings.iter().all(|warning| warning.service.as_deref() == Some("web")));
+}
+
+#[test]
 fn removal_leaves_nothing() {
     let bed = Bed::new();
     bed.publish();
@@ -141,4 +156,43 @@ fn every_scenario_is_idempotent() {
         bed.publish();
         assert!(bed.diff().is_empty(), "{scenario}");
     }
+}
+
+/// 500 services with 5 instances each. The time is only printed; what grows faster than the mesh would
+/// show as minutes.
+#[test]
+fn in_a_large_mesh_one_change_of_health_touches_one_file() {
+    use enmesh::envoy::resources;
+    use std::time::Instant;
+
+    let mut bed = Bed::new();
+    for index in 0..500_u32 {
+        let virtual_ip = std::net::Ipv4Addr::from_bits(0xf000_0100 + index).to_string();
+        let hosts: Vec<String> =
+            (0..5).map(|host| format!("10.{}.{}.{host}", index / 250, index % 250)).collect();
+        let instances: Vec<_> = hosts.iter().map(|host| (host.as_str(), 21000, None)).collect();
+        let mut service = known(&[virtual_ip.as_str()], &instances, &["*"]);
+        service.protocol = if index % 2 == 0 { Protocol::Tcp } else { Protocol::Http };
+        bed.mesh.services.insert(name(&format!("service-{index}")), service);
+    }
+    // Callers that are denied by name, as many as there are services.
+    let denied = bed.mesh.services.keys().map(|name| (name.clone(), Access::Deny)).collect();
+    bed.mesh.services.get_mut(&name("web")).unwrap().callers =
+        Callers { named: denied, others: Access::Allow };
+    let timed = |what: &str, action: &dyn Fn() -> Vec<String>| {
+        let started = Instant::now();
+        let changed = action();
+        eprintln!("{what}: {:?}", started.elapsed());
+        changed
+    };
+    timed("rendering", &|| {
+        resources(&bed.service, &bed.mesh, &Root::default()).unwrap();
+        Vec::new()
+    });
+    assert_eq!(timed("first publication", &|| bed.publish()).len(), 5);
+
+    let unhealthy = bed.mesh.services.get_mut(&name("service-77")).unwrap();
+    unhealthy.instances.pop_first();
+    assert_eq!(timed("one change", &|| bed.publish()), ["cds.json"]);
+    assert!(timed("no change", &|| bed.publish()).is_empty());
 }

@@ -51,7 +51,7 @@ impl Render {
         let services = self.services(plan)?;
         let answer = match self.kind {
             Kind::Registration => documents(services, |service| Ok(service.registration.clone()))?,
-            Kind::Bootstrap => documents(services, |service| Ok(envoy::bootstrap(service, &root)))?,
+            Kind::Bootstrap => documents(services, |service| envoy::bootstrap(service, &root))?,
             Kind::Xds => documents(services, |service| xds(plan, service, &root))?,
             Kind::Unit => units(services, &root)?,
             Kind::Nft => {

@@ -104,6 +104,9 @@ pub fn table(status: &Value) -> String {
             word(at(service, "/inbound_port")),
             expiry(at(service, "/certificate_expires").as_u64())
         );
+        if let Some(connected) = at(service, "/stream/connected").as_bool() {
+            let _ = writeln!(text, "  stream to Consul {}", if connected { "up" } else { "down" });
+        }
         if let Some(fault) = faults_of(at(service, "/fault")).first() {
             let _ = writeln!(text, "  {fault}");
         }

@@ -127,6 +127,9 @@ pub struct ConsulConfig {
     /// PEM file with the CA of the API.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
+    /// Folder with CAs of the API, in PEM files of any name, in place of `ca_file`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_path: Option<PathBuf>,
     /// PEM file with the client certificate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cert_file: Option<PathBuf>,

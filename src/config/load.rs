@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use super::consul_rules;
 use super::de;
 use super::error::{ConfigError, Problem};
 use super::host_rules;
@@ -39,7 +40,7 @@ pub fn load_beside(
     let mut loader = Loader::default();
     loader.folder(&root.join(NATIVE));
     loader.legacy(&root.join(LEGACY));
-    let (errors, warnings) = host_rules::fill_from_environment(&mut loader.config.host.consul, env);
+    let (errors, warnings) = consul_rules::fill_from_environment(&mut loader.config.host.consul, env);
     loader.config.host_ok &= errors.is_empty();
     loader.config.errors.extend(errors);
     loader.config.warnings.extend(warnings);

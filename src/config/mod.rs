@@ -4,6 +4,7 @@
 //! wrong on their own (a port is a number from 1 to 65535, a CIDR has no host bits). What only the
 //! host can tell — whether a user exists, which port is free — is the planner's business.
 
+mod consul_rules;
 mod de;
 mod error;
 mod host;

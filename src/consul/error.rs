@@ -1,9 +1,10 @@
-//! What this room can run into, and what it warns of.
+//! What this room can run into.
 
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::acl::{self, Right};
 use crate::base::{Class, Explain};
 
 /// An error of this room. `what` is the call, such as `GET /v1/agent/self at http://127.0.0.1:8500`;
@@ -142,6 +143,62 @@ pub enum ConsulError {
         /// The call.
         what: String,
     },
+    /// The bearer token for a login cannot be read.
+    #[error("the bearer token {} cannot be used: {why}", path.display())]
+    BearerFile {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
+    /// The bearer token is good, and gives no rights.
+    #[error("no binding rule of the auth method {method:?} fits the bearer token")]
+    NoBindingRule {
+        /// The auth method.
+        method: String,
+    },
+    /// The bearer token is not what the auth method accepts.
+    #[error("the auth method {method:?} does not accept the bearer token: {why}")]
+    BearerRefused {
+        /// The auth method.
+        method: String,
+        /// Consul's own words.
+        why: String,
+    },
+    /// There is no such auth method.
+    #[error("Consul has no auth method {method:?}")]
+    NoAuthMethod {
+        /// The auth method.
+        method: String,
+    },
+    /// A session was not ended.
+    #[error("the session {accessor} was not logged out: {why}")]
+    Logout {
+        /// The id of its token, which is no secret.
+        accessor: String,
+        /// Why not.
+        why: String,
+    },
+    /// Consul has no ACLs.
+    #[error("ACLs are switched off in this Consul")]
+    AclsDisabled,
+    /// The sessions cannot be kept.
+    #[error("{}, which keeps the logins, cannot be used: {why}", path.display())]
+    SessionFile {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
+    /// Rights that are needed are missing.
+    #[error("the ACL token lacks {}", listed(missing))]
+    Rights {
+        /// The missing ones.
+        missing: Vec<Right>,
+    },
+    /// A call before the login.
+    #[error("there is no login at Consul yet, so there is no ACL token to call it with")]
+    NoSession,
     /// There is nothing of that name.
     #[error("{what}: not found{}{why}", if why.is_empty() { "" } else { ": " })]
     Missing {
@@ -237,6 +294,11 @@ pub enum ConsulError {
     Told(String),
 }
 
+/// Rules of a policy in one line.
+fn listed(rights: &[Right]) -> String {
+    rights.iter().map(Right::to_string).collect::<Vec<_>>().join("; ")
+}
+
 impl ConsulError {
     /// Whether the same call may well succeed in a moment.
     pub fn is_transient(&self) -> bool {
@@ -288,6 +350,15 @@ impl Explain for ConsulError {
             ConsulError::Invalid { .. } => "ENM-K040",
             ConsulError::Node { .. } => "ENM-K041",
             ConsulError::Told(_) => "ENM-K042",
+            ConsulError::BearerFile { .. } => "ENM-K065",
+            ConsulError::NoBindingRule { .. } => "ENM-K066",
+            ConsulError::BearerRefused { .. } => "ENM-K067",
+            ConsulError::NoAuthMethod { .. } => "ENM-K068",
+            ConsulError::NoSession => "ENM-K069",
+            ConsulError::Logout { .. } => "ENM-K070",
+            ConsulError::AclsDisabled => "ENM-K071",
+            ConsulError::SessionFile { .. } => "ENM-K072",
+            ConsulError::Rights { .. } => "ENM-K073",
         }
     }
 
@@ -310,10 +381,10 @@ impl Explain for ConsulError {
                 "a PEM file that this user may read: certificates, or one private key"
             }
             ConsulError::UnknownCa { .. } => {
-                "name the CA of Consul's API as `[consul] ca_file` or CONSUL_CACERT"
+                "name the CA of Consul's API as `[consul] ca_file` or CONSUL_CACERT, or their folder as `ca_path`"
             }
             ConsulError::WrongName { .. } => {
-                "use a name that the certificate is for in `[consul] address`, or issue one with this name"
+                "set `[consul] tls_server_name` to a name that it is for, or issue one with this name"
             }
             ConsulError::ClientCertificate { given: false, .. } => {
                 "set `[consul] cert_file` and `key_file`: the server verifies incoming connections"
@@ -330,9 +401,7 @@ impl Explain for ConsulError {
             ConsulError::Tls { .. } => "the server's log says more",
             ConsulError::WantsTls { .. } => "write https:// in `[consul] address`",
             ConsulError::Token { .. } => "one line with the token's secret id, readable for this user",
-            ConsulError::Denied { .. } => {
-                "give the token a service identity of the service, or `service:write` on it and its sidecar"
-            }
+            ConsulError::Denied { what, .. } => return acl::needed_for(what),
             ConsulError::UnknownToken { .. } => {
                 "was it deleted, has it expired, is it from another datacenter? A new one takes seconds to spread"
             }
@@ -360,6 +429,29 @@ impl Explain for ConsulError {
             ConsulError::Node { .. } => {
                 "let an operator make the node once (it takes `node:write`); enmesh then needs the service's rights only"
             }
+            ConsulError::BearerFile { .. } => {
+                "`[consul.login] bearer_token_file` holds one JWT and nothing else; does who brings it run?"
+            }
+            ConsulError::NoBindingRule { .. } => {
+                "`consul acl binding-rule list`: one whose selector fits the token's claims has to bind the service"
+            }
+            ConsulError::BearerRefused { .. } => {
+                "compare the token's issuer, audience, key and times with the auth method's, and both clocks"
+            }
+            ConsulError::NoAuthMethod { .. } => {
+                "check `[consul.login] method`; `consul acl auth-method list` lists them"
+            }
+            ConsulError::Logout { accessor, .. } => {
+                return format!(
+                    "its token ends by itself, if the auth method says so; `consul acl token delete -id {accessor}` ends it now"
+                );
+            }
+            ConsulError::AclsDisabled => "take `login` out of `[consul]`, or switch ACLs on in Consul",
+            ConsulError::SessionFile { .. } => "can the user that enmesh runs as write there?",
+            ConsulError::Rights { .. } => {
+                "give the token a service identity of each service, or these rules as a policy"
+            }
+            ConsulError::NoSession => "why the login failed is said on its own; it is tried again",
             ConsulError::Told(_) => "nothing: no program gives this out",
         };
         text.to_owned()
@@ -370,102 +462,23 @@ impl Explain for ConsulError {
             ConsulError::Address { .. }
             | ConsulError::TlsFile { .. }
             | ConsulError::Token { .. }
+            | ConsulError::BearerFile { .. }
+            | ConsulError::NoAuthMethod { .. }
+            | ConsulError::AclsDisabled
             | ConsulError::Invalid { .. } => Class::Config,
-            ConsulError::Denied { .. } | ConsulError::UnknownToken { .. } | ConsulError::Node { .. } => {
-                Class::Privilege
-            }
+            ConsulError::Denied { .. }
+            | ConsulError::UnknownToken { .. }
+            | ConsulError::Node { .. }
+            | ConsulError::NoBindingRule { .. }
+            | ConsulError::BearerRefused { .. }
+            | ConsulError::Rights { .. } => Class::Privilege,
             ConsulError::UnknownField { .. }
             | ConsulError::BadRequest { .. }
             | ConsulError::Scripts { .. }
             | ConsulError::Failed { .. }
+            | ConsulError::SessionFile { .. }
             | ConsulError::Told(_) => Class::Failed,
             _ => Class::Unavailable,
         }
-    }
-}
-
-/// Something that is accepted, and that a person should know.
-#[derive(Debug, thiserror::Error)]
-pub enum ConsulWarning {
-    /// A field was left out because the server is too old for it.
-    #[error("Consul {version} does not know `{field}` (it came with {since}), so it is left out: {cost}")]
-    LeftOut {
-        /// The field, in the file form.
-        field: String,
-        /// What the server is.
-        version: String,
-        /// Where the field came in.
-        since: String,
-        /// What that costs.
-        cost: String,
-    },
-    /// A field was left out because the server is not Consul Enterprise.
-    #[error("`{field}` is left out, since the server is not Consul Enterprise: {cost}")]
-    Enterprise {
-        /// The field, in the file form.
-        field: String,
-        /// What that costs.
-        cost: String,
-    },
-    /// Without a port there is no proxy in the catalog.
-    #[error("{service:?} is a client only, so its sidecar is not put into the catalog")]
-    NoProxy {
-        /// The service's id.
-        service: String,
-    },
-    /// What is registered is not what was sent, also right after it was sent.
-    #[error("Consul keeps {service:?} otherwise than it was sent: {}", differences.join("; "))]
-    Kept {
-        /// The service's id.
-        service: String,
-        /// What differs.
-        differences: Vec<String>,
-    },
-    /// The definition file is written and the agent was not told.
-    #[error("{} is written, and the agent was not told to read it: {why}", path.display())]
-    NotReloaded {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        why: String,
-    },
-    /// Nobody tells which version Consul is.
-    #[error("Consul does not tell its version: {why}")]
-    VersionUnknown {
-        /// Why not.
-        why: String,
-    },
-}
-
-impl Explain for ConsulWarning {
-    fn code(&self) -> &'static str {
-        match self {
-            ConsulWarning::LeftOut { .. } => "ENM-K050",
-            ConsulWarning::Enterprise { .. } => "ENM-K051",
-            ConsulWarning::NoProxy { .. } => "ENM-K052",
-            ConsulWarning::Kept { .. } => "ENM-K053",
-            ConsulWarning::NotReloaded { .. } => "ENM-K054",
-            ConsulWarning::VersionUnknown { .. } => "ENM-K055",
-        }
-    }
-
-    fn hint(&self) -> String {
-        let text = match self {
-            ConsulWarning::LeftOut { .. } => "take the field out of the service file, or use a newer Consul",
-            ConsulWarning::Enterprise { .. } => {
-                "take the field out of the service file, or use Consul Enterprise"
-            }
-            ConsulWarning::NoProxy { .. } => "nothing; give the service a `port` if others shall reach it",
-            ConsulWarning::Kept { .. } => {
-                "Consul changes what it is sent, or somebody else registers the same id; it is not sent again and again"
-            }
-            ConsulWarning::NotReloaded { .. } => {
-                "the agent reads it at its next start; `consul reload` makes it read now (it takes `agent:write`)"
-            }
-            ConsulWarning::VersionUnknown { .. } => {
-                "give the token `agent:read`; without it a field that Consul refuses is found out by trying"
-            }
-        };
-        text.to_owned()
     }
 }

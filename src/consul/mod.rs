@@ -5,15 +5,22 @@
 //! out what the server's release does not know, and says what that costs; a [`Registry`] brings it
 //! in and keeps it there: it looks first and writes only when something differs.
 
+mod acl;
 mod error;
 mod http;
 mod registration;
 mod server;
+mod warning;
 
-pub use error::{ConsulError, ConsulWarning};
-pub use http::{Answer, Client, Endpoint, Query, Settings, Token, TokenSource, Watch, segment};
+pub use acl::{Access, Login, Right, Session, Whoami, check_rights, missing_rights, needed_rights, whoami};
+pub use error::ConsulError;
+pub use http::{
+    Answer, BasicAuth, Client, Endpoint, Query, SessionToken, Settings, Token, TokenSource, Watch, segment,
+};
 pub use registration::{
     AgentRegistry, Call, CatalogRegistry, Contact, Entry, Feature, FileRegistry, Gate, Health, Key, Node,
     Outcome, Presence, Recorded, Registry, Topic,
 };
 pub use server::{ServerFacts, Source, Version};
+pub mod xds;
+pub use warning::ConsulWarning;

@@ -125,7 +125,7 @@ impl ServerFacts {
         Ok((facts, unknown.then(|| warning.into()).into_iter().collect()))
     }
 
-    fn of_agent(body: &Value) -> Result<Self, ConsulError> {
+    pub(super) fn of_agent(body: &Value) -> Result<Self, ConsulError> {
         let text = |path: &str| body.pointer(path).and_then(Value::as_str).map(str::to_owned);
         let port = |path: &str| body.pointer(path).and_then(Value::as_u64).and_then(port_number);
         let release = text("/Config/Version").ok_or_else(|| ConsulError::Answer {

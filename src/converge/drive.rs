@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use super::error::ConvergeError;
-use super::membership::{ConsulStatus, Membership};
+use super::membership::{ConsulStatus, Membership, XdsFault};
 use crate::base::{Fault, LocalFuture, Root};
 use crate::config::value::ServiceId;
 use crate::config::{ControlPlane, HostConfig};
@@ -16,6 +16,15 @@ use crate::plan::{Credentials, MeshView, SpiffeId, Xds};
 const FIRST_LOOK: Duration = Duration::from_millis(250);
 /// The longest pause between two looks: at boot, the agent is a matter of seconds.
 const LAST_LOOK: Duration = Duration::from_secs(2);
+
+/// What the control plane has news of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum News {
+    /// Who is out there.
+    Mesh,
+    /// What Consul has of this host.
+    Registration,
+}
 
 /// The control plane in force.
 pub(super) struct Drive {
@@ -61,7 +70,7 @@ impl Drive {
         let met = membership.meet().await.cloned();
         let answers = met.is_ok();
         let xds = match &met {
-            Ok(facts) => choose(host.control_plane, &client, facts),
+            Ok(facts) => choose(host.control_plane, membership, facts).await,
             Err(fault) => Err(fault.clone()),
         };
         match (xds, met) {
@@ -115,7 +124,7 @@ impl Drive {
     }
 
     /// Waits until the mesh, or what Consul has of this host, may have changed.
-    pub async fn changed(&self) {
+    pub async fn changed(&self) -> News {
         let membership = async {
             match &self.membership {
                 Some(membership) => membership.changed().await,
@@ -123,8 +132,8 @@ impl Drive {
             }
         };
         tokio::select! {
-            () = self.mesh.changed() => {}
-            () = membership => {}
+            () = self.mesh.changed() => News::Mesh,
+            () = membership => News::Registration,
         }
     }
 }
@@ -139,8 +148,15 @@ fn is_static(root: &Root, host: &HostConfig) -> bool {
 }
 
 /// Who tells the sidecars.
-fn choose(_: ControlPlane, _: &Client, _: &ServerFacts) -> Result<Xds, Fault> {
-    Ok(Xds::Files)
+async fn choose(wanted: ControlPlane, consul: &Membership, facts: &ServerFacts) -> Result<Xds, Fault> {
+    if wanted == ControlPlane::Catalog {
+        return Ok(Xds::Files);
+    }
+    match consul.xds(facts).await {
+        Ok(ads) => Ok(Xds::Ads(ads)),
+        Err(XdsFault::None(_)) if wanted == ControlPlane::Auto => Ok(Xds::Files),
+        Err(XdsFault::None(fault) | XdsFault::Unusable(fault)) => Err(fault),
+    }
 }
 
 /// A Consul that was not reached yet. It is waited for with the rules closed, and never replaced by

@@ -7,11 +7,12 @@ use std::time::SystemTime;
 
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt};
+use serde_json::Value;
 
 use super::adapters::Adapters;
-use super::drive::Drive;
+use super::drive::{Drive, News};
 use super::facts;
-use super::membership::{ConsulStatus, Membership, Registered};
+use super::membership::{ConsulStatus, Registered};
 use super::names::Names;
 use super::preflight;
 use super::sidecar::{Around, Phase, SidecarStatus};
@@ -20,9 +21,9 @@ use crate::base::units::Units;
 use crate::base::{Fault, Root};
 use crate::config::value::ServiceId;
 use crate::config::{self, Config, HostConfig, Mode, ServiceConfig};
-use crate::envoy::Publisher;
+use crate::envoy::{self, Publisher};
 use crate::mesh::Local;
-use crate::plan::{self, HostFacts, MeshView, Plan};
+use crate::plan::{self, HostFacts, MeshView, Plan, Xds};
 use crate::redirect::Desired;
 
 /// A plan together with the configuration that it came from.
@@ -48,8 +49,10 @@ impl Intent {
     /// Everything that a person should know.
     pub fn warnings(&self) -> Vec<Fault> {
         let watches = preflight::watches(&self.plan).map(Fault::from);
+        let by_files = self.plan.services.values().filter(|service| service.sidecar.xds == Xds::Files);
+        let unheeded = by_files.flat_map(envoy::unheeded);
         let of_files = self.config.warnings.iter().chain(&self.plan.warnings);
-        of_files.chain(&self.of_mesh).cloned().chain(watches).collect()
+        of_files.chain(&self.of_mesh).cloned().chain(unheeded).chain(watches).collect()
     }
 }
 
@@ -190,7 +193,7 @@ impl Engine {
         let mut facts = facts::live(&self.root, &config, &self.state, view.clone(), users).await?;
         let drive = &self.adapters.drive;
         facts.xds = drive.xds.clone();
-        facts.merged = drive.membership.as_ref().map(Membership::merged).unwrap_or_default();
+        facts.merged = merged(drive, &config).await;
         let plan = plan::plan(&config, &facts);
         self.made_from = Some((config.clone(), facts));
         let of_mesh = self.adapters.drive.warnings();
@@ -207,8 +210,8 @@ impl Engine {
     }
 
     /// Waits until the mesh, or what Consul has of this host, may have changed.
-    pub async fn mesh_changed(&self) {
-        self.adapters.drive.changed().await;
+    pub async fn mesh_changed(&self) -> News {
+        self.adapters.drive.changed().await
     }
 
     /// Takes up a change of the mesh that leaves this host's services, rules and names as they are:
@@ -216,10 +219,8 @@ impl Engine {
     pub async fn refresh(&mut self) -> Option<Outcome> {
         let (config, facts) = self.made_from.as_ref()?;
         let view = self.adapters.drive.mesh.view().await.ok()?;
-        let merged = self.adapters.drive.membership.as_ref().map(Membership::merged).unwrap_or_default();
         let facts = HostFacts {
             mesh: view.clone(),
-            merged,
             allocations: self.state.allocations.clone(),
             previous: self.state.generation.clone(),
             ..facts.clone()
@@ -323,6 +324,7 @@ impl Engine {
             root: &self.root,
             units: &*self.adapters.units,
             mesh: &*self.adapters.drive.mesh,
+            membership: self.adapters.drive.membership.as_ref(),
             publisher: &self.publisher,
         }
     }
@@ -387,6 +389,39 @@ impl Engine {
         (all, fault)
     }
 
+    /// Whether Consul tells the sidecars what to do.
+    pub fn is_driven_by_consul(&self) -> bool {
+        let mut services = self.plan.iter().flat_map(|plan| plan.services.values());
+        services.any(|service| service.sidecar.xds != Xds::Files)
+    }
+
+    /// Looks at the streams of sidecars that Consul drives; returns why one is gone that was there.
+    pub async fn look_at_streams(&mut self) -> Vec<Fault> {
+        let Some(plan) = self.plan.take() else { return Vec::new() };
+        let around = self.around();
+        let looks = plan.services.values().map(|service| async {
+            let stream = around.stream(service).await;
+            let cause = around.cause(service).await;
+            (service.id.clone(), stream, cause)
+        });
+        let seen = join_all(looks).await;
+        let mut news = Vec::new();
+        for (id, stream, cause) in seen {
+            let Some(status) = self.sidecars.get_mut(&id) else { continue };
+            let was = status.stream.is_none_or(|stream| stream.connected);
+            status.stream = stream;
+            if was {
+                news.extend(cause.clone());
+            }
+            // What is wrong otherwise was said before and stays until it is mended.
+            if cause.is_some() || status.fault.as_ref().is_some_and(|fault| fault.code.starts_with("ENM-K")) {
+                status.fault = cause;
+            }
+        }
+        self.plan = Some(plan);
+        news
+    }
+
     /// When the next certificate is to be renewed.
     pub fn next_renewal(&self) -> Option<SystemTime> {
         self.sidecars.values().filter_map(|status| status.renew_at).min()
@@ -421,9 +456,21 @@ pub async fn look(root: &Root) -> Result<Intent, Fault> {
         facts::offline(root, &config, &state, view.clone())?
     };
     let of_mesh = drive.warnings();
+    facts.merged = merged(&drive, &config).await;
     facts.xds = drive.xds;
     let plan = plan::plan(&config, &facts);
     Ok(Intent { config, plan, view, unseen, of_mesh })
+}
+
+/// What Consul makes of the registrations, where it drives the sidecars.
+async fn merged(drive: &Drive, config: &Config) -> BTreeMap<ServiceId, Value> {
+    match (&drive.xds, &drive.membership) {
+        (Xds::Ads(_), Some(membership)) => {
+            let ids: Vec<ServiceId> = config.services.iter().map(ServiceConfig::id).collect();
+            membership.merged(ids.iter()).await
+        }
+        _ => BTreeMap::new(),
+    }
 }
 
 /// The services that a control plane is to follow.

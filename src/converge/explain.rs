@@ -10,7 +10,7 @@ use super::error::ConvergeError;
 use crate::base::Fault;
 use crate::config::value::ServiceId;
 use crate::envoy::{self, Lead};
-use crate::plan::{Access, Callers, Plan};
+use crate::plan::{Access, MeshService, Plan};
 use crate::redirect::{self, Decision, Flow, Origin, Transport, Verdict};
 
 /// The answer about one flow. The shape is stable: fields are only ever added.
@@ -138,7 +138,7 @@ fn outbound(plan: &Plan, flow: &Flow, lead: &Lead) -> Vec<String> {
 
 fn inbound(plan: &Plan, id: &ServiceId) -> Vec<String> {
     let Some(service) = plan.services.get(id) else { return Vec::new() };
-    let callers = plan.mesh.services.get(&service.name).map(|known| who(&known.callers)).unwrap_or_default();
+    let callers = plan.mesh.services.get(&service.name).map(who).unwrap_or_default();
     let callers = if callers.is_empty() { "nobody".to_owned() } else { callers.join(", ") };
     let mut lines = vec![format!("it demands mutual TLS; who may call: {callers}")];
     lines
@@ -147,20 +147,23 @@ fn inbound(plan: &Plan, id: &ServiceId) -> Vec<String> {
 }
 
 /// Those who may call, and what.
-fn who(callers: &Callers) -> Vec<String> {
+fn who(service: &MeshService) -> Vec<String> {
+    let MeshService { callers, protocol, .. } = service;
     let (mut may, mut must_not) = (Vec::new(), Vec::new());
     for (name, access) in &callers.named {
         match access {
             Access::Allow => may.push(format!("`{name}`")),
-            Access::Requests(_) => may.push(format!("`{name}` (some requests)")),
-            Access::Deny => must_not.push(format!("`{name}`")),
+            Access::Requests(_) if protocol.is_http() => may.push(format!("`{name}` (some requests)")),
+            Access::Deny | Access::Requests(_) => must_not.push(format!("`{name}`")),
         }
     }
     let but = if must_not.is_empty() { String::new() } else { format!(" but {}", must_not.join(", ")) };
     match &callers.others {
         Access::Allow => may.push(format!("any service of the mesh{but}")),
-        Access::Requests(_) => may.push(format!("any service of the mesh{but} (some requests)")),
-        Access::Deny => {}
+        Access::Requests(_) if protocol.is_http() => {
+            may.push(format!("any service of the mesh{but} (some requests)"));
+        }
+        Access::Deny | Access::Requests(_) => {}
     }
     may
 }

@@ -12,12 +12,13 @@ use super::facts;
 use crate::base::{Fault, Root};
 use crate::config::value::ServiceId;
 use crate::config::{ConsulConfig, HostConfig, RegistrationMode};
+use crate::consul::xds::{self, XdsSettings};
 use crate::consul::{
     AgentRegistry, CatalogRegistry, Client, Entry, FileRegistry, Gate, Health, Key, Node, Presence, Registry,
     ServerFacts, Settings, Topic,
 };
 use crate::netns;
-use crate::plan::Plan;
+use crate::plan::{Ads, Plan, Xds, XdsToken};
 
 /// How many registrations are looked at side by side. Each is two calls or three.
 const AT_ONCE: usize = 8;
@@ -53,6 +54,14 @@ pub struct Registered {
     /// What a person should know of it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<Fault>,
+}
+
+/// Why there is no xDS for the sidecars.
+pub(super) enum XdsFault {
+    /// This Consul has none.
+    None(Fault),
+    /// It has one that cannot be used.
+    Unusable(Fault),
 }
 
 /// How Consul is, for `enmesh status`.
@@ -166,12 +175,34 @@ impl Membership {
         }
     }
 
-    /// The sidecars' registrations as Consul gives them back, by service.
-    pub fn merged(&self) -> BTreeMap<ServiceId, Value> {
-        let services = self.presence.services().into_iter();
-        services
-            .filter_map(|(id, service)| Some((id.strip_suffix("-sidecar-proxy")?.parse().ok()?, service)))
-            .collect()
+    /// The sidecars' registrations as Consul gives them back, with the cluster's defaults mixed in; one
+    /// that it does not have, or does not tell, is left out.
+    pub async fn merged(&self, ids: impl Iterator<Item = &ServiceId>) -> BTreeMap<ServiceId, Value> {
+        let node = (self.mode == RegistrationMode::Catalog).then(|| self.node().name);
+        let mut merged = BTreeMap::new();
+        for id in ids.filter(|_| self.met.is_some()) {
+            if let Ok(Some(service)) = xds::merged(&self.client, id, node.as_deref()).await {
+                merged.insert(id.clone(), service);
+            }
+        }
+        merged
+    }
+
+    /// Where Consul's xDS is for the sidecars of this host.
+    ///
+    /// # Errors
+    /// Its release has none that current Envoys speak, it is switched off, or not to be reached.
+    pub async fn xds(&self, facts: &ServerFacts) -> Result<Ads, XdsFault> {
+        let settings = XdsSettings::new(&self.config, self.client.settings().endpoint.clone(), &self.root);
+        let found = xds::find(facts, &settings).map_err(|error| XdsFault::None(error.into()))?;
+        let node = (self.mode == RegistrationMode::Catalog).then(|| self.node().name);
+        let ads = xds::ads(&found, &settings, node).await.map_err(XdsFault::Unusable)?;
+        Ok(Ads { token: self.token().is_some(), ..ads })
+    }
+
+    /// The token, for sidecars that Consul drives.
+    pub fn token(&self) -> Option<XdsToken> {
+        self.client.settings().token.read().ok().flatten().map(|token| token.for_xds())
     }
 
     /// Waits until what Consul has of this host may have changed by somebody else's doing.
@@ -244,16 +275,19 @@ impl Membership {
             };
             self.registered.insert(id.clone(), registered);
         }
-        self.follow(&entries);
+        let by_xds = plan.services.values().any(|service| service.sidecar.xds != Xds::Files);
+        self.follow(&entries, by_xds);
         faults
     }
 
     /// Follows what was registered. An agent that does not tell its node is asked for each service.
-    fn follow(&mut self, entries: &[Entry]) {
+    fn follow(&mut self, entries: &[Entry], by_xds: bool) {
         let done =
             entries.iter().filter(|entry| self.registered.get(&entry.key.id).is_some_and(|it| it.done));
         let node = match self.mode {
             RegistrationMode::Catalog => Some(self.node().name),
+            // For those that Consul drives, its defaults matter as well.
+            _ if by_xds => None,
             _ => self.facts().and_then(|facts| facts.node.clone()),
         };
         let topics: BTreeSet<Topic> = match node {

@@ -24,6 +24,7 @@ pub mod state;
 mod status;
 
 pub use change::{Change, Kind, Subject};
+pub use drive::News;
 pub use engine::{Engine, Intent, Outcome, Purpose, look};
 pub use error::ConvergeError;
 pub use lock::Lock;

@@ -6,11 +6,13 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::Serialize;
 
 use super::error::ConvergeError;
+use super::membership::Membership;
 use crate::base::units::{UnitState, Units};
 use crate::base::{Fault, Root, files};
-use crate::envoy::{self, Admin, Layout, Publisher, Readiness};
+use crate::consul::xds;
+use crate::envoy::{self, Admin, Layout, Publisher, Readiness, Secrets, Stream};
 use crate::mesh::{MeshSource, ca};
-use crate::plan::{Plan, ServicePlan};
+use crate::plan::{Plan, ServicePlan, Xds};
 
 /// How long converging waits for a sidecar. Envoy needs about 0.12 s; one that takes longer is
 /// reported, and watched on.
@@ -47,6 +49,8 @@ pub struct SidecarStatus {
     /// When its certificate is to be renewed.
     #[serde(skip)]
     pub renew_at: Option<SystemTime>,
+    /// Its stream to Consul, where that drives it.
+    pub stream: Option<Stream>,
     /// Whether Envoy was asked what it took up.
     #[serde(skip)]
     pub verified: bool,
@@ -62,6 +66,7 @@ impl Default for SidecarStatus {
             restarts: 0,
             certificate_expires: None,
             renew_at: None,
+            stream: None,
             verified: false,
             fault: None,
         }
@@ -74,6 +79,7 @@ pub(super) struct Around<'a> {
     pub units: &'a dyn Units,
     pub mesh: &'a dyn MeshSource,
     pub publisher: &'a Publisher,
+    pub membership: Option<&'a Membership>,
 }
 
 impl Around<'_> {
@@ -87,10 +93,11 @@ impl Around<'_> {
         let result = self.try_bring_up(plan, service, &mut status).await;
         status.phase = Phase::Live;
         if let Err(fault) = result {
-            status.fault = Some(fault.of_service(&service.id));
+            status.fault = Some(self.cause(service).await.unwrap_or(fault).of_service(&service.id));
             // A rejected update was rolled back: the sidecar may well be live with what it had.
             status.phase = self.look(service).await;
         }
+        status.stream = self.stream(service).await;
         if let Ok(unit) = self.units.status(service.id.as_str()).await {
             status.pid = unit.pid;
             status.restarts = unit.restarts;
@@ -117,6 +124,12 @@ impl Around<'_> {
         service: &ServicePlan,
         status: &mut SidecarStatus,
     ) -> Result<(), Fault> {
+        if let Xds::Ads(_) = service.sidecar.xds {
+            let token = self.membership.and_then(Membership::token);
+            let secrets = token.as_ref().map_or(Secrets::Kept, Secrets::Token);
+            status.verified = self.publisher.publish(service, &plan.mesh, secrets).await?.verified;
+            return Ok(());
+        }
         let now = SystemTime::now();
         let credentials = self.mesh.credentials(&service.id, &service.identity, now).await?;
         status.certificate_expires =
@@ -145,6 +158,24 @@ impl Around<'_> {
     pub async fn verify(&self, plan: &Plan, service: &ServicePlan) -> Result<(), Fault> {
         let published = self.publisher.publish(service, &plan.mesh, None).await;
         published.map(drop).map_err(|fault| fault.of_service(&service.id))
+    }
+
+    /// Why a sidecar that Consul drives has no stream to it; `None` where it has one, or needs none.
+    pub async fn cause(&self, service: &ServicePlan) -> Option<Fault> {
+        let (Xds::Ads(ads), Some(membership)) = (&service.sidecar.xds, self.membership) else { return None };
+        let stream = self.stream(service).await?;
+        match stream.connected {
+            true => None,
+            false => Some(xds::stream_cause(membership.client(), &service.id, ads).await),
+        }
+    }
+
+    /// The stream of a sidecar that Consul drives.
+    pub async fn stream(&self, service: &ServicePlan) -> Option<Stream> {
+        match &service.sidecar.xds {
+            Xds::Ads(_) => self.admin(service).stream().await.ok(),
+            Xds::Files => None,
+        }
     }
 
     async fn until_live(&self, service: &ServicePlan) {

@@ -10,6 +10,7 @@ use super::engine::Engine;
 use super::membership::{ConsulStatus, Registered};
 use super::sidecar::Phase;
 use crate::base::Fault;
+use crate::envoy::Stream;
 use crate::plan::Generation;
 use crate::redirect::DriftEvent;
 
@@ -82,6 +83,8 @@ pub struct ServiceStatus {
     pub registration: Option<Registered>,
     /// Its virtual IPs.
     pub virtual_ips: Vec<std::net::IpAddr>,
+    /// Its sidecar's stream to Consul, where that drives it.
+    pub stream: Option<Stream>,
     /// When its certificate ends, in seconds since 1970.
     pub certificate_expires: Option<u64>,
     /// Its last error.
@@ -113,6 +116,7 @@ impl Status {
                     identity: service.identity.to_string(),
                     virtual_ips: entry.map(|e| e.virtual_ips.iter().copied().collect()).unwrap_or_default(),
                     registration: engine.registered(&service.id).cloned(),
+                    stream: sidecar.stream,
                     certificate_expires: sidecar.certificate_expires,
                     fault: sidecar.fault,
                 };

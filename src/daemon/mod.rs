@@ -20,7 +20,7 @@ use tokio::sync::{broadcast, mpsc};
 use crate::base::units::UnitEvent;
 use crate::base::{Fault, Root, files};
 use crate::config;
-use crate::converge::{ConvergeError, Engine, Lock, Outcome, Purpose, Status};
+use crate::converge::{ConvergeError, Engine, Lock, News, Outcome, Purpose, Status};
 use crate::supervise::reap;
 use crate::systemd::notify;
 use control::{Deed, Done, Request};
@@ -70,6 +70,8 @@ enum Wake {
     Recheck,
     Drift,
     Mesh,
+    Registration,
+    Streams,
     Watchdog,
 }
 
@@ -120,6 +122,8 @@ impl Daemon {
                 Wake::Missed | Wake::Recheck => fed(self.recheck(None)).await,
                 Wake::Drift => fed(self.repair()).await,
                 Wake::Mesh => fed(self.refresh()).await,
+                Wake::Registration => drop(fed(self.converge()).await),
+                Wake::Streams => self.look_at_streams().await,
                 Wake::Watchdog => {
                     notify::watchdog();
                     self.timers.fed();
@@ -151,7 +155,11 @@ impl Daemon {
                 if let Err(fault) = changed { log::fault(&fault); }
                 Wake::Reload
             }
-            () = self.engine.mesh_changed() => Wake::Mesh,
+            news = self.engine.mesh_changed() => match news {
+                News::Mesh => Wake::Mesh,
+                News::Registration => Wake::Registration,
+            },
+            () = self.timers.streams() => Wake::Streams,
             () = self.timers.retry() => Wake::Reload,
             () = self.timers.renewal() => Wake::Reload,
             () = self.timers.recheck() => Wake::Recheck,
@@ -194,21 +202,18 @@ impl Daemon {
             return;
         };
         faults.iter().for_each(log::fault);
-        let before = self.status.borrow().consul.as_ref().and_then(|consul| consul.fault.clone());
         self.status.borrow_mut().update(&self.engine);
-        let now = self.status.borrow().consul.as_ref().and_then(|consul| consul.fault.clone());
-        match (before, now) {
-            (None, Some(fault)) => {
-                log::fault(&fault);
-                tracing::warn!("what Consul told last stays in force until it answers again");
-            }
-            (Some(_), None) => tracing::info!("Consul answers again"),
-            _ => {}
-        }
         self.timers.refreshed(&self.engine);
         if !faults.is_empty() {
             self.timers.failed();
         }
+    }
+
+    /// How the streams are of sidecars that Consul drives.
+    async fn look_at_streams(&mut self) {
+        self.engine.look_at_streams().await.iter().for_each(log::fault);
+        self.status.borrow_mut().update(&self.engine);
+        self.timers.refreshed(&self.engine);
     }
 
     async fn recheck(&mut self, id: Option<config::value::ServiceId>) {

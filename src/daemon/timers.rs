@@ -20,11 +20,16 @@ const LAST_RETRY: Duration = Duration::from_secs(60);
 /// puts it there, and the watcher tells when. It is looked at all the same, at this pace.
 const OVERDUE_LOOK: Duration = Duration::from_secs(10);
 
+/// Nothing tells that a sidecar's stream to Consul broke; it is looked at this often. A sidecar without
+/// one goes on with what it has, so that nothing is lost by a minute.
+const STREAM_LOOK: Duration = Duration::from_secs(20);
+
 /// The daemon's alarm clock.
 pub struct Timers {
     recheck: Pause,
     retry: Pause,
     renewal: Option<Instant>,
+    streams: Option<Instant>,
     watchdog: Option<Duration>,
     watchdog_due: Instant,
 }
@@ -60,6 +65,7 @@ impl Timers {
             recheck: Pause::new(FIRST_LOOK, LAST_LOOK),
             retry: Pause::new(FIRST_RETRY, LAST_RETRY),
             renewal: None,
+            streams: None,
             watchdog,
             watchdog_due: Instant::now(),
         }
@@ -82,6 +88,7 @@ impl Timers {
         let now = SystemTime::now();
         self.renewal =
             engine.next_renewal().map(|at| Instant::now() + at.duration_since(now).unwrap_or(OVERDUE_LOOK));
+        self.streams = engine.is_driven_by_consul().then(|| Instant::now() + STREAM_LOOK);
     }
 
     /// After something went wrong that converging may mend.
@@ -111,6 +118,11 @@ impl Timers {
     /// When a certificate is to be renewed.
     pub async fn renewal(&self) {
         at(self.renewal).await;
+    }
+
+    /// When sidecars' streams to Consul are to be looked at.
+    pub async fn streams(&self) {
+        at(self.streams).await;
     }
 
     /// When the service manager wants to hear from us.

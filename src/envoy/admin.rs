@@ -14,6 +14,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::time::{Instant, sleep};
 
+use super::bootstrap::LOCAL_AGENT;
 use super::error::EnvoyError;
 use crate::base::Fault;
 use crate::base::http::{self, HttpError};
@@ -72,6 +73,21 @@ pub struct Decisions {
     pub allowed: u64,
     /// Refused: a certificate of the mesh whose owner may not call, or none at all.
     pub denied: u64,
+}
+
+/// A sidecar's stream to Consul.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Stream {
+    /// Whether it is there now.
+    pub connected: bool,
+    /// How many connections were tried since Envoy's start.
+    pub connections: u64,
+    /// How many of them did not come about: nobody answered, or not in time.
+    pub refused: u64,
+    /// How many of them failed in TLS.
+    pub tls_failures: u64,
+    /// How many updates of Consul's Envoy has refused.
+    pub rejected: u64,
 }
 
 /// The admin interface of one sidecar. Each call is one connection, bounded in time and size.
@@ -150,6 +166,27 @@ impl Admin {
         Ok(Decisions {
             allowed: rbac("allowed"),
             denied: rbac("denied") + tls("fail_verify_san") + tls("fail_verify_no_cert"),
+        })
+    }
+
+    /// How the stream to Consul is. Why there is none, Envoy only logs.
+    ///
+    /// # Errors
+    /// `ENM-E020`, `ENM-E021`, `ENM-E022`: Envoy cannot be asked.
+    pub async fn stream(&self) -> Result<Stream, Fault> {
+        let filter = format!(
+            r"^(control_plane\.connected_state|cluster\.{LOCAL_AGENT}\.(upstream_cx_.*|ssl\..*)|[a-z_.]+\.update_rejected)$"
+        );
+        let stats = self.stats(&filter).await?;
+        let of = |name: &str| stats.get(name).copied().unwrap_or(0);
+        let cluster = |name: &str| of(&format!("cluster.{LOCAL_AGENT}.{name}"));
+        let rejected = stats.iter().filter(|(name, _)| name.ends_with(".update_rejected"));
+        Ok(Stream {
+            connected: of("control_plane.connected_state") == 1,
+            connections: cluster("upstream_cx_total"),
+            refused: cluster("upstream_cx_connect_fail"),
+            tls_failures: cluster("ssl.connection_error") + cluster("ssl.fail_verify_error"),
+            rejected: rejected.map(|(_, value)| value).sum(),
         })
     }
 

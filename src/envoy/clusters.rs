@@ -24,6 +24,10 @@ const CLUSTER: &str = "envoy.config.cluster.v3.Cluster";
 /// not ask for a proxy cannot know. The sidecar's own limit is for the whole of it.
 const MAX_CONNECTIONS: u32 = 1_000_000;
 
+/// The largest weight, as in Consul. Envoy takes none below one, and refuses a cluster whose weights add
+/// up to more than 32 bits.
+const MAX_WEIGHT: u32 = 65_535;
+
 /// The services that `service` can reach through its sidecar.
 pub fn reachable<'a>(service: &'a ServicePlan, mesh: &'a MeshView) -> BTreeSet<&'a ServiceName> {
     let explicit = service.upstreams.iter().map(|upstream| &upstream.service);
@@ -116,8 +120,7 @@ fn endpoints(cluster: &str, known: Option<&MeshService>) -> Value {
     let endpoints: Vec<Value> = instances()
         .map(|instance| {
             let endpoint = json!({"address": address(instance.address, instance.port)});
-            // Envoy takes no weight below one.
-            let weight = instance.weight.max(1);
+            let weight = instance.weight.clamp(1, MAX_WEIGHT);
             if weighted {
                 json!({"endpoint": endpoint, "load_balancing_weight": weight})
             } else {

@@ -45,6 +45,46 @@ pub enum EnvoyError {
         /// What it should be.
         wanted: &'static str,
     },
+    /// A value in `proxy.config` should be a part of the bootstrap, and is none.
+    #[error("proxy.config: `{key}` cannot be put into the bootstrap: {why}")]
+    Json {
+        /// The key.
+        key: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A key of `proxy.config` that only Consul's own program can carry out.
+    #[error("proxy.config: `{key}` is not carried out: it is {why}")]
+    NotCarriedOut {
+        /// The key.
+        key: &'static str,
+        /// What it is.
+        why: &'static str,
+    },
+    /// Metrics cannot be sent there.
+    #[error("proxy.config: metrics cannot be sent to {url:?} of `{key}`: {why}")]
+    Sink {
+        /// The key.
+        key: &'static str,
+        /// As it was given.
+        url: String,
+        /// Why not.
+        why: String,
+    },
+    /// There is no token for Consul's xDS.
+    #[error("there is no token for the sidecar yet")]
+    NoToken,
+    /// TLS to Consul's xDS without a CA.
+    #[error("Consul's xDS wants TLS, and the CA of its certificate is not known")]
+    EmptyCa,
+    /// A key in `proxy.config` has no effect (a warning).
+    #[error("proxy.config: `{key}` has no effect on a sidecar that is driven by files")]
+    Unheeded {
+        /// The key.
+        key: String,
+        /// The key that has, and is written almost so.
+        instead: Option<&'static str>,
+    },
     /// The path of the admin socket is longer than a socket's path can be.
     #[error("the path of the admin socket is too long ({} bytes): {}", path.as_os_str().len(), path.display())]
     SocketPath {
@@ -113,6 +153,10 @@ impl EnvoyError {
     pub(super) fn option(key: &'static str, value: &Value, wanted: &'static str) -> Self {
         EnvoyError::Option { key, value: value.to_string(), wanted }
     }
+
+    pub(super) fn json(key: &'static str, error: &serde_json::Error) -> Self {
+        EnvoyError::Json { key, why: format!("it is not JSON: {error}") }
+    }
 }
 
 impl Explain for EnvoyError {
@@ -125,12 +169,18 @@ impl Explain for EnvoyError {
             EnvoyError::SocketPath { .. } => "ENM-E011",
             EnvoyError::NoCredentials => "ENM-E012",
             EnvoyError::NoTrustDomain => "ENM-E013",
+            EnvoyError::Unheeded { .. } => "ENM-E014",
             EnvoyError::Unreachable { .. } => "ENM-E020",
             EnvoyError::Slow { .. } => SLOW,
             EnvoyError::Answer { .. } => "ENM-E022",
             EnvoyError::Rejected { .. } => "ENM-E030",
             EnvoyError::NotTaken { .. } => "ENM-E031",
             EnvoyError::NotLive { .. } => "ENM-E032",
+            EnvoyError::Json { .. } => "ENM-E040",
+            EnvoyError::NotCarriedOut { .. } => "ENM-E041",
+            EnvoyError::Sink { .. } => "ENM-E042",
+            EnvoyError::NoToken => "ENM-E044",
+            EnvoyError::EmptyCa => "ENM-E045",
         }
     }
 
@@ -147,8 +197,22 @@ impl Explain for EnvoyError {
                 format!("run `{} --version`: it may be built for another machine or lack a library", path.display())
             }
             EnvoyError::Option { key, .. } => format!("correct `{key}` in `[proxy] config` of the service, or leave it out"),
+            EnvoyError::Json { key, .. } => {
+                format!("correct `{key}` in `[proxy] config` of the service or in Consul's proxy-defaults")
+            }
+            EnvoyError::NotCarriedOut { key, .. } => format!(
+                "take `{key}` out of `[proxy] config` or of Consul's proxy-defaults; the other keys that begin with `envoy_` are carried out"
+            ),
+            EnvoyError::Sink { key, .. } => {
+                format!("write `{key}` as udp://ADDRESS:PORT, udp://$HOST_IP:PORT or unix:///PATH")
+            }
+            EnvoyError::EmptyCa => "set `grpc_ca_file` in `[consul]` to the PEM file of that CA".to_owned(),
+            EnvoyError::Unheeded { instead: Some(instead), .. } => format!("did you mean `{instead}`?"),
+            EnvoyError::Unheeded { instead: None, .. } => {
+                "leave it out; if only Consul's own xDS heeds it, it counts with control_plane = \"consul\"".to_owned()
+            }
             EnvoyError::SocketPath { .. } => "give the service a shorter `id`, or use a shorter --root".to_owned(),
-            EnvoyError::NoCredentials | EnvoyError::NoTrustDomain => {
+            EnvoyError::NoCredentials | EnvoyError::NoTrustDomain | EnvoyError::NoToken => {
                 "nothing to do if this is the start: the control plane is still being asked; see `enmesh status`".to_owned()
             }
             EnvoyError::Unreachable { .. } | EnvoyError::Slow { .. } | EnvoyError::Answer { .. } => {
@@ -169,10 +233,17 @@ impl Explain for EnvoyError {
 
     fn class(&self) -> Class {
         match self {
-            EnvoyError::Option { .. } | EnvoyError::SocketPath { .. } => Class::Config,
+            EnvoyError::Option { .. }
+            | EnvoyError::SocketPath { .. }
+            | EnvoyError::Json { .. }
+            | EnvoyError::NotCarriedOut { .. }
+            | EnvoyError::Sink { .. }
+            | EnvoyError::Unheeded { .. }
+            | EnvoyError::EmptyCa => Class::Config,
             EnvoyError::Missing { .. }
             | EnvoyError::NotExecutable { .. }
             | EnvoyError::NoCredentials
+            | EnvoyError::NoToken
             | EnvoyError::NoTrustDomain
             | EnvoyError::Unreachable { .. }
             | EnvoyError::NotLive { .. } => Class::Unavailable,

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::error::EnvoyError;
 use crate::base::Fault;
-use crate::plan::Protocol;
+use crate::plan::{Protocol, ServicePlan, Xds};
 
 /// Values of `protocol`; Consul takes the empty one for `tcp`, in either case of the letters.
 const PROTOCOLS: [(&str, Protocol); 5] = [
@@ -20,8 +20,39 @@ const PROTOCOLS: [(&str, Protocol); 5] = [
 /// Values of `balance_inbound_connections`.
 const BALANCES: [(&str, bool); 2] = [("", false), ("exact_balance", true)];
 
-/// The settings of one sidecar. Consul's names where Consul has one; keys that are not known here
-/// are Consul's business and pass unseen.
+/// The keys that are read below.
+const KEYS: [&str; 10] = [
+    "balance_inbound_connections",
+    "bind_address",
+    "bind_port",
+    "envoy_access_log",
+    "envoy_concurrency",
+    "local_connect_timeout_ms",
+    "local_idle_timeout_ms",
+    "local_request_timeout_ms",
+    "max_inbound_connections",
+    "protocol",
+];
+/// Keys of Consul that are about how a sidecar starts.
+const START_KEYS: [&str; 13] = [
+    "envoy_bootstrap_json_tpl",
+    "envoy_dogstatsd_url",
+    "envoy_extra_static_clusters_json",
+    "envoy_extra_static_listeners_json",
+    "envoy_extra_stats_sinks_json",
+    "envoy_prometheus_bind_addr",
+    "envoy_stats_bind_addr",
+    "envoy_stats_config_json",
+    "envoy_stats_flush_interval",
+    "envoy_stats_tags",
+    "envoy_statsd_url",
+    "envoy_telemetry_collector_bind_socket_dir",
+    "envoy_tracing_json",
+];
+/// How alike two keys are, from 0 to 1, that one is taken for a slip of the other.
+const ALIKE: f64 = 0.9;
+
+/// The settings of one sidecar. Consul's names where Consul has one; of other keys [`unheeded`] tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProxyOptions {
     /// `bind_address`: the one address of the public listener. Otherwise it listens on all.
@@ -72,6 +103,10 @@ impl ProxyOptions {
         if let Some(value) = config.get("bind_address") {
             options.bind_address = Some(parse("bind_address", value, "an IP address")?);
         }
+        if let Some(value) = config.get("bind_port") {
+            // The plan has made it the sidecar's port, if it is one.
+            parse::<std::num::NonZeroU16>("bind_port", value, "a port")?;
+        }
         if let Some(milliseconds) = number(config, "local_connect_timeout_ms")? {
             options.local_connect_timeout = Duration::from_millis(milliseconds.into());
         }
@@ -91,6 +126,19 @@ impl ProxyOptions {
         }
         Ok(options)
     }
+}
+
+/// What to warn of: keys in the `proxy.config` of `service` that have no effect, because nobody knows
+/// them, or because only Consul's own xDS heeds them and this sidecar is driven by files.
+pub fn unheeded(service: &ServicePlan) -> Vec<Fault> {
+    let known = |key: &str| KEYS.contains(&key) || START_KEYS.contains(&key);
+    let keys = service.sidecar.config.keys().filter(|key| service.sidecar.xds == Xds::Files && !known(key));
+    let warning = |key: &String| {
+        let alike = |known: &&&'static str| strsim::jaro_winkler(key, known) >= ALIKE;
+        let instead = KEYS.iter().find(alike).copied();
+        Fault::from(EnvoyError::Unheeded { key: key.clone(), instead }).of_service(&service.id)
+    };
+    keys.map(warning).collect()
 }
 
 fn number(config: &Map<String, Value>, key: &'static str) -> Result<Option<u32>, Fault> {
@@ -160,6 +208,7 @@ mod tests {
     fn a_value_that_does_not_fit_is_named() {
         for bad in [
             json!({"bind_address": "eth0"}),
+            json!({"bind_port": 70000}),
             json!({"envoy_concurrency": 0}),
             json!({"envoy_concurrency": -1}),
             json!({"protocol": "udp"}),

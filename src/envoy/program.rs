@@ -83,7 +83,7 @@ fn version_in(answer: &str) -> Option<String> {
 /// How the sidecar of `service` is run, below `root`.
 ///
 /// # Errors
-/// `ENM-E010`: a value in `proxy.config` does not fit.
+/// `ENM-E010`: a value in `proxy.config` does not fit. And as [`bootstrap()`].
 pub fn unit_spec(service: &ServicePlan, root: &Root) -> Result<UnitSpec, Fault> {
     let options = ProxyOptions::read(&service.sidecar.config)?;
     let layout = Layout::new(service, root);
@@ -114,7 +114,7 @@ pub fn unit_spec(service: &ServicePlan, root: &Root) -> Result<UnitSpec, Fault> 
     .into();
     let mut hash = Sha256::new();
     hash.update(service.sidecar.program.to_string_lossy().as_bytes());
-    hash.update(format!("{}", bootstrap(service, root)));
+    hash.update(bootstrap(service, root)?.to_string());
     hash.update(arguments.join("\0"));
     let revision: String = hash.finalize().iter().take(6).map(|byte| format!("{byte:02x}")).collect();
     Ok(UnitSpec {

@@ -12,13 +12,14 @@ use tokio::time::Instant;
 use super::admin::{Admin, Readiness};
 use super::bootstrap::bootstrap;
 use super::error::EnvoyError;
-use super::layout::{CDS, LAST_GOOD, LDS, Layout, SECRETS, SOCKET_PATH_MAX};
+use super::layout::{CDS, LAST_GOOD, LDS, Layout, SECRETS, SOCKET_PATH_MAX, secret_file};
 use super::reason;
 use super::resources::{FileSet, resources, resources_of};
+use super::secrets::{LEAF, ROOT, Secrets, TOKEN};
 use super::verify::{Snapshot, Verdict, wait};
 use crate::base::files::{self, Access};
 use crate::base::{Fault, Root};
-use crate::plan::{Credentials, MeshView, ServicePlan};
+use crate::plan::{MeshView, ServicePlan, Xds};
 
 /// How long Envoy has to take up what was written. It takes milliseconds; hundreds of new clusters
 /// keep its one main thread busy for seconds.
@@ -51,14 +52,14 @@ impl Publisher {
     ///
     /// # Errors
     /// As [`Publisher::publish`], but for what only a write or Envoy can say.
-    pub fn diff(
+    pub fn diff<'a>(
         &self,
         service: &ServicePlan,
         mesh: &MeshView,
-        credentials: Option<&Credentials>,
+        secrets: impl Into<Secrets<'a>>,
     ) -> Result<Vec<String>, Fault> {
         let layout = self.checked_layout(service)?;
-        let set = FileSet::new(&resources(service, mesh, &self.root)?, credentials);
+        let set = self.rendered(service, mesh, secrets.into())?;
         let differs = |path: &str, bytes: &[u8]| on_disk(&layout, path).is_none_or(|old| old != bytes);
         let mut changed: Vec<String> = set
             .files()
@@ -66,7 +67,7 @@ impl Publisher {
             .filter(|(path, bytes)| differs(path, bytes))
             .map(|(path, _)| path.clone())
             .collect();
-        if differs(BOOTSTRAP, &bootstrap_bytes(service, &self.root)) {
+        if differs(BOOTSTRAP, &bootstrap_bytes(service, &self.root)?) {
             changed.push(BOOTSTRAP.to_owned());
         }
         changed.sort();
@@ -75,28 +76,39 @@ impl Publisher {
 
     /// Writes what the sidecar of `service` shall do, and sees to it that a running Envoy does it.
     ///
-    /// Without `credentials`, the certificates that were written before stay. While Envoy is not
-    /// live the files are written all the same; call again once it is, to have them verified.
+    /// With [`Secrets::Kept`], those that were written before stay. While Envoy is not live the files
+    /// are written all the same; call again once it is, to have them verified. Of a sidecar that
+    /// Consul drives, only the token can be: what Consul tells it is between the two.
     ///
     /// # Errors
-    /// `ENM-E010` to `ENM-E013`: nothing was written. `ENM-E030`: Envoy refused; the last good
+    /// `ENM-E010` to `ENM-E013`, `ENM-E040` to `ENM-E045`: nothing was written. `ENM-E030`: Envoy refused; the last good
     /// files are back in force if there were any. `ENM-E031`: Envoy did not look in time.
     /// `ENM-X00*`: a file could not be written; what Envoy runs is unharmed.
-    pub async fn publish(
+    pub async fn publish<'a>(
         &self,
         service: &ServicePlan,
         mesh: &MeshView,
-        credentials: Option<&Credentials>,
+        secrets: impl Into<Secrets<'a>>,
     ) -> Result<Published, Fault> {
         let layout = self.checked_layout(service)?;
-        if mesh.trust_domain.is_empty() {
+        if service.sidecar.xds == Xds::Files && mesh.trust_domain.is_empty() {
             return Err(EnvoyError::NoTrustDomain.into());
         }
-        let mut set = FileSet::new(&resources(service, mesh, &self.root)?, credentials);
-        if credentials.is_none() {
-            keep_secrets(&layout, &mut set)?;
-        }
+        let mut set = self.rendered(service, mesh, secrets.into())?;
+        keep_secrets(service, &layout, &mut set)?;
         self.publish_files(service, &set).await
+    }
+
+    fn rendered(
+        &self,
+        service: &ServicePlan,
+        mesh: &MeshView,
+        secrets: Secrets<'_>,
+    ) -> Result<FileSet, Fault> {
+        Ok(match service.sidecar.xds {
+            Xds::Files => FileSet::new(&resources(service, mesh, &self.root)?, secrets),
+            Xds::Ads(_) => FileSet::of_secrets(secrets),
+        })
     }
 
     /// As [`Publisher::publish`], for files that are rendered already.
@@ -107,7 +119,11 @@ impl Publisher {
         let layout = self.checked_layout(service)?;
         let mut writer = Writer { layout: &layout, gid: service.sidecar.gid, written: BTreeSet::new() };
         writer.make_folders()?;
-        writer.write(BOOTSTRAP, &bootstrap_bytes(service, &self.root))?;
+        let bootstrap = bootstrap_bytes(service, &self.root)?;
+        writer.write(BOOTSTRAP, &bootstrap)?;
+        for path in of_other_source(&service.sidecar.xds) {
+            files::remove(&layout.path(path))?;
+        }
         let admin = Admin::new(layout.admin_socket());
         if admin.ready().await != Readiness::Live {
             for path in in_order(set) {
@@ -153,20 +169,36 @@ impl Publisher {
 
 const BOOTSTRAP: &str = "bootstrap.json";
 
-fn bootstrap_bytes(service: &ServicePlan, root: &Root) -> Vec<u8> {
-    format!("{:#}\n", bootstrap(service, root)).into_bytes()
+fn bootstrap_bytes(service: &ServicePlan, root: &Root) -> Result<Vec<u8>, Fault> {
+    Ok(format!("{:#}\n", bootstrap(service, root)?).into_bytes())
+}
+
+/// Files that only a sidecar with another source reads. Keys and tokens do not outlive their use.
+fn of_other_source(xds: &Xds) -> Vec<String> {
+    match xds {
+        Xds::Files => vec![secret_file(TOKEN)],
+        Xds::Ads(_) => vec![LDS.to_owned(), CDS.to_owned(), secret_file(LEAF), secret_file(ROOT)],
+    }
 }
 
 fn on_disk(layout: &Layout, path: &str) -> Option<Vec<u8>> {
     files::read(&layout.path(path), FILE_LIMIT).ok().flatten()
 }
 
-/// Takes the certificates that are on disk into `set`.
-fn keep_secrets(layout: &Layout, set: &mut FileSet) -> Result<(), Fault> {
-    for name in [super::secrets::LEAF, super::secrets::ROOT] {
-        let path = super::layout::secret_file(name);
-        let bytes = on_disk(layout, &path).ok_or(EnvoyError::NoCredentials)?;
-        set.insert_bytes(&path, bytes);
+/// Takes those secrets that the sidecar needs and `set` has not from the disk.
+fn keep_secrets(service: &ServicePlan, layout: &Layout, set: &mut FileSet) -> Result<(), EnvoyError> {
+    let needed: &[&str] = match &service.sidecar.xds {
+        Xds::Files => &[LEAF, ROOT],
+        Xds::Ads(ads) if ads.token => &[TOKEN],
+        Xds::Ads(_) => &[],
+    };
+    for name in needed {
+        let path = secret_file(name);
+        if set.get(&path).is_none() {
+            let missing = if *name == TOKEN { EnvoyError::NoToken } else { EnvoyError::NoCredentials };
+            let bytes = on_disk(layout, &path).ok_or(missing)?;
+            set.insert_bytes(&path, bytes);
+        }
     }
     Ok(())
 }
@@ -274,7 +306,7 @@ impl Session<'_> {
         }
         let both = on_disk(self.writer.layout, CDS).and_then(|old| with_clusters_of(set, &old));
         for (path, from) in [(CDS, both.as_ref().unwrap_or(set)), (LDS, set), (CDS, set)] {
-            if self.write(path, from, &stale)? {
+            if from.get(path).is_some() && self.write(path, from, &stale)? {
                 match self.wait(from, |candidate| candidate == path).await? {
                     Verdict::Taken => {}
                     other => return Ok(other),

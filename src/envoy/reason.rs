@@ -50,7 +50,7 @@ fn listener_errors(dump: &Value) -> Vec<String> {
 /// What `envoy --mode validate` has against the set; `None` when it has nothing.
 async fn validate(service: &ServicePlan, root: &Root, set: &FileSet) -> Result<Option<String>, Fault> {
     let path = Layout::new(service, root).path("validate.json");
-    let document = validate_document(&bootstrap(service, root), set);
+    let document = validate_document(&bootstrap(service, root)?, set);
     files::write(&path, format!("{document:#}").as_bytes(), Access::mode(0o600))?;
     let program = service.sidecar.program.clone();
     let argument = path.to_string_lossy().into_owned();

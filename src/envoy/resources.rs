@@ -7,9 +7,9 @@ use sha2::{Digest, Sha256};
 
 use super::layout::{CDS, LDS, Layout, secret_file};
 use super::options::ProxyOptions;
-use super::{clusters, listeners, secrets};
+use super::{Secrets, clusters, listeners};
 use crate::base::{Fault, Root};
-use crate::plan::{Credentials, MeshView, ServicePlan};
+use crate::plan::{MeshView, ServicePlan};
 
 /// Listeners and clusters of one sidecar.
 #[derive(Debug, Clone, PartialEq)]
@@ -51,12 +51,18 @@ impl std::fmt::Debug for FileSet {
 }
 
 impl FileSet {
-    /// The files of `resources`; with the certificates, if given.
-    pub fn new(resources: &Resources, credentials: Option<&Credentials>) -> Self {
-        let mut set = FileSet::default();
+    /// The files of `resources` and `secrets`.
+    pub fn new<'a>(resources: &Resources, secrets: impl Into<Secrets<'a>>) -> Self {
+        let mut set = FileSet::of_secrets(secrets.into());
         set.insert(LDS, &resources.listeners);
         set.insert(CDS, &resources.clusters);
-        for (name, secret) in credentials.map(secrets::secrets).unwrap_or_default() {
+        set
+    }
+
+    /// Those of `secrets` alone: all that there is where Consul tells the sidecar the rest.
+    pub fn of_secrets(secrets: Secrets<'_>) -> Self {
+        let mut set = FileSet::default();
+        for (name, secret) in secrets.documents() {
             set.insert(&secret_file(name), &[secret]);
         }
         set
@@ -112,7 +118,11 @@ fn text(value: &Value) -> String {
 /// `envoy --mode validate` does not look into subscribed files, so this is what it is shown.
 pub fn validate_document(bootstrap: &Value, set: &FileSet) -> Value {
     let mut document = bootstrap.clone();
-    let (mut clusters, mut listeners, mut secrets) = (Vec::new(), Vec::new(), Vec::new());
+    let already =
+        |key: &str| bootstrap.pointer(&format!("/static_resources/{key}")).and_then(Value::as_array);
+    let mut clusters = already("clusters").cloned().unwrap_or_default();
+    let mut listeners = already("listeners").cloned().unwrap_or_default();
+    let mut secrets = Vec::new();
     for (path, bytes) in set.files() {
         let kind = match path.as_str() {
             LDS => &mut listeners,

@@ -6,14 +6,53 @@ use serde_json::{Value, json};
 
 use super::layout::{Layout, secret_file};
 use super::typed::{any, file_source};
-use crate::plan::Credentials;
+use crate::plan::{Credentials, XdsToken};
 
 /// The name of the secret with the leaf certificate and its key.
 pub const LEAF: &str = "connect-leaf";
 /// The name of the secret with the roots.
 pub const ROOT: &str = "connect-root";
 
-/// The two secrets, by name. Keep them where only root and Envoy can read.
+/// The name of the secret with the token for Consul's xDS.
+pub const TOKEN: &str = "consul-token";
+
+/// What a publication has that nobody else may see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Secrets<'a> {
+    /// Nothing new: what was written before stays.
+    Kept,
+    /// The certificate, for a sidecar that is driven by files.
+    Leaf(&'a Credentials),
+    /// The token, for a sidecar that Consul drives.
+    Token(&'a XdsToken),
+}
+
+impl<'a> From<Option<&'a Credentials>> for Secrets<'a> {
+    fn from(credentials: Option<&'a Credentials>) -> Self {
+        credentials.map_or(Secrets::Kept, Secrets::Leaf)
+    }
+}
+
+impl Secrets<'_> {
+    /// The secrets that there are, by name. Keep them where only root and Envoy can read.
+    pub fn documents(self) -> BTreeMap<&'static str, Value> {
+        match self {
+            Secrets::Kept => BTreeMap::new(),
+            Secrets::Leaf(credentials) => secrets(credentials),
+            Secrets::Token(token) => {
+                let secret = json!({
+                    "name": TOKEN,
+                    "generic_secret": {"secret": {"inline_string": token.secret()}},
+                });
+                [(TOKEN, any(SECRET, secret))].into()
+            }
+        }
+    }
+}
+
+const SECRET: &str = "envoy.extensions.transport_sockets.tls.v3.Secret";
+
+/// The two secrets of a certificate, by name. Keep them where only root and Envoy can read.
 pub fn secrets(credentials: &Credentials) -> BTreeMap<&'static str, Value> {
     let leaf = json!({
         "name": LEAF,
@@ -26,10 +65,7 @@ pub fn secrets(credentials: &Credentials) -> BTreeMap<&'static str, Value> {
         "name": ROOT,
         "validation_context": {"trusted_ca": {"inline_string": credentials.roots_pem}},
     });
-    [(LEAF, leaf), (ROOT, root)]
-        .into_iter()
-        .map(|(name, secret)| (name, any("envoy.extensions.transport_sockets.tls.v3.Secret", secret)))
-        .collect()
+    [(LEAF, leaf), (ROOT, root)].into_iter().map(|(name, secret)| (name, any(SECRET, secret))).collect()
 }
 
 /// TLS for the public listener: lets in who carries a certificate of the mesh with an identity that

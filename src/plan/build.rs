@@ -1,7 +1,7 @@
 //! The planner itself.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -12,14 +12,15 @@ use super::allocate::{self, PortPool};
 use super::capture::Captures;
 use super::facts::User;
 use super::problem::PlanError;
-use super::registration::registration;
+use super::registration::{registration, set_outbound_port};
+use super::told::Told;
 use super::{
     Allocations, DnsPlan, ExplicitUpstream, Generation, HostFacts, Instance, MeshView, Plan, RedirectPolicy,
-    ServicePlan, SidecarPlan,
+    ServicePlan, SidecarPlan, Xds,
 };
 use crate::base::Fault;
 use crate::config::value::{AddressSpec, Port, ServiceId, ServiceName, UserSpec};
-use crate::config::{Config, DnsMode, HostConfig, Mode, ServiceConfig};
+use crate::config::{Config, DnsMode, HostConfig, Mode, RegistrationMode, ServiceConfig};
 
 /// Where each sidecar has its folder.
 const RUN_FOLDER: &str = "/run/enmesh";
@@ -69,7 +70,9 @@ struct Builder<'a> {
     allocations: Allocations,
     mesh: MeshView,
     wanted: BTreeSet<ServiceId>,
+    /// Ports of applications, and those that sidecars listen on besides what they are given here.
     apps: BTreeSet<u16>,
+    listens: BTreeMap<SocketAddr, ServiceId>,
     services: BTreeMap<ServiceId, ServicePlan>,
     captures: Captures,
     dns_modes: BTreeSet<DnsMode>,
@@ -87,7 +90,8 @@ impl<'a> Builder<'a> {
             allocations: facts.allocations.clone(),
             mesh: facts.mesh.clone(),
             wanted: services.iter().map(ServiceConfig::id).collect(),
-            apps: services.iter().filter_map(|service| service.port).map(Port::get).collect(),
+            apps: services.iter().flat_map(|service| claimed(service, facts)).collect(),
+            listens: BTreeMap::new(),
             services: BTreeMap::new(),
             captures: Captures::default(),
             dns_modes: BTreeSet::new(),
@@ -135,18 +139,21 @@ impl<'a> Builder<'a> {
         }
         // Everything that can fail is worked out first; only then does the service count.
         let mut allocations = self.allocations.clone();
+        let mut told = Told::of(service, self.facts.merged.get(&id));
         let outbound = match transparent {
-            true => Some(self.pool("outbound").port(&mut allocations.outbound, &self.wanted, &id)?),
+            true => Some(self.outbound_port(&id, &told, &mut allocations)?),
             false => None,
         };
         let inbound = match service.port {
-            Some(_) => Some(self.pool("inbound").port(&mut allocations.inbound, &self.wanted, &id)?),
+            Some(_) => Some(self.inbound_port(&id, &told, &mut allocations)?),
             None => None,
         };
         if transparent {
             let ports = (outbound, inbound);
-            self.captures.add(service, ports, user.uid, self.facts, &mut self.warnings)?;
+            let open = told.open_ports();
+            self.captures.add(service, ports, &open, user.uid, self.facts, &mut self.warnings)?;
         }
+        self.share_listens(&id, &mut told);
         self.allocations = allocations;
         let address = self.address(service);
         self.join_mesh(service, address, inbound);
@@ -154,13 +161,67 @@ impl<'a> Builder<'a> {
             // A virtual IP is of use only to those whose connections to it are redirected.
             self.dns_modes.insert(service.capture.dns);
         }
-        let mut plan = self.service_plan(service, user, address, outbound, inbound);
+        let mut plan = self.service_plan(service, told, user, address, (outbound, inbound));
         if take_token(&mut plan.registration) {
             let warning = PlanError::TokenInFile { id: id.clone() };
             self.warnings.push(Fault::from(warning).of_service(&id));
         }
         self.services.insert(id, plan);
         Ok(())
+    }
+
+    /// Where the registration is not ours, what it says is where Consul puts the listener. Otherwise
+    /// it says what we told it.
+    fn outbound_port(
+        &self,
+        id: &ServiceId,
+        told: &Told,
+        allocations: &mut Allocations,
+    ) -> Result<u16, PlanError> {
+        let registered = told.outbound_port.filter(|_| self.host.registration == RegistrationMode::None);
+        match registered {
+            Some(port) => Ok(port),
+            None => self.pool("outbound").port(&mut allocations.outbound, &self.wanted, id),
+        }
+    }
+
+    fn inbound_port(
+        &self,
+        id: &ServiceId,
+        told: &Told,
+        allocations: &mut Allocations,
+    ) -> Result<u16, PlanError> {
+        let registered = told.port.filter(|_| self.host.registration == RegistrationMode::None);
+        let Some(port) = told.bind_port.or(registered) else {
+            return self.pool("inbound").port(&mut allocations.inbound, &self.wanted, id);
+        };
+        if self.facts.foreign_ports.contains(&port) {
+            return Err(PlanError::PortTaken { id: id.clone(), kind: "inbound", port });
+        }
+        let has = |service: &&ServicePlan| {
+            let SidecarPlan { inbound_port, outbound_port, .. } = &service.sidecar;
+            [*inbound_port, *outbound_port, service.port.map(Port::get)].contains(&Some(port))
+        };
+        match self.services.values().find(has) {
+            Some(other) => {
+                let whose = format!("a port of service `{}`", other.id);
+                Err(PlanError::BindPort { id: id.clone(), port, whose })
+            }
+            None => Ok(port),
+        }
+    }
+
+    /// Metrics of two sidecars cannot be at one address, which is what defaults for the whole
+    /// cluster ask for on a host with two services. The first keeps it.
+    fn share_listens(&mut self, id: &ServiceId, told: &mut Told) {
+        for (key, at) in told.listens().collect::<Vec<_>>() {
+            let other = self.listens.entry(at).or_insert_with(|| id.clone()).clone();
+            if other != *id {
+                told.config.remove(key);
+                let warning = PlanError::ListenTaken { id: id.clone(), other, key, at };
+                self.warnings.push(Fault::from(warning).of_service(id));
+            }
+        }
     }
 
     fn pool(&self, kind: &'static str) -> PortPool<'_> {
@@ -197,12 +258,14 @@ impl<'a> Builder<'a> {
     fn service_plan(
         &self,
         service: &ServiceConfig,
+        told: Told,
         user: User,
         address: Option<IpAddr>,
-        outbound_port: Option<u16>,
-        inbound_port: Option<u16>,
+        (outbound_port, inbound_port): (Option<u16>, Option<u16>),
     ) -> ServicePlan {
         let id = service.id();
+        // Files are rendered from the plan's own port; Consul has to be told.
+        let said = outbound_port.filter(|_| matches!(self.facts.xds, Xds::Ads(_)));
         ServicePlan {
             name: service.name.clone(),
             port: service.port,
@@ -217,15 +280,16 @@ impl<'a> Builder<'a> {
                 ipv6: self.facts.ipv6,
                 folder: Path::new(RUN_FOLDER).join(id.as_str()),
                 drain: self.host.envoy.drain,
-                config: service.proxy.config.clone(),
+                config: told.config,
                 xds: self.facts.xds.clone(),
+                access_log: told.access_log,
             },
             upstreams: service
                 .upstreams
                 .iter()
                 .map(|up| ExplicitUpstream { service: up.name.clone(), port: up.local_port.get() })
                 .collect(),
-            registration: complete(registration(service), &id, address, inbound_port),
+            registration: complete(registration(service), &id, address, (said, inbound_port)),
             id,
         }
     }
@@ -299,8 +363,19 @@ impl<'a> Builder<'a> {
     }
 }
 
+/// Ports that `service` takes by itself: no sidecar is given one of those.
+fn claimed(service: &ServiceConfig, facts: &HostFacts) -> Vec<u16> {
+    let told = Told::of(service, facts.merged.get(&service.id()));
+    told.claimed().chain(service.port.map(Port::get)).collect()
+}
+
 /// The registration with what enmesh knows beyond the service file.
-fn complete(mut registration: Value, id: &ServiceId, address: Option<IpAddr>, sidecar: Option<u16>) -> Value {
+fn complete(
+    mut registration: Value,
+    id: &ServiceId,
+    address: Option<IpAddr>,
+    (outbound, inbound): (Option<u16>, Option<u16>),
+) -> Value {
     let Some(service) = registration.get_mut("service").and_then(Value::as_object_mut) else {
         return registration;
     };
@@ -309,8 +384,13 @@ fn complete(mut registration: Value, id: &ServiceId, address: Option<IpAddr>, si
         service.entry("address").or_insert_with(|| json!(address));
     }
     let nested = service.get_mut("connect").and_then(|connect| connect.get_mut("sidecar_service"));
-    if let (Some(port), Some(nested)) = (sidecar, nested.and_then(Value::as_object_mut)) {
-        nested.entry("port").or_insert_with(|| json!(port));
+    if let Some(nested) = nested.and_then(Value::as_object_mut) {
+        if let Some(port) = inbound {
+            nested.entry("port").or_insert_with(|| json!(port));
+        }
+        if let Some(port) = outbound {
+            set_outbound_port(nested, port);
+        }
     }
     registration.sort_all_objects();
     registration

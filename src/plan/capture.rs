@@ -28,11 +28,13 @@ pub(super) struct Captures {
 }
 
 impl Captures {
-    /// Adds what `service` captures, or nothing when it cannot be.
+    /// Adds what `service` captures, or nothing when it cannot be. Ports in `open` are the sidecar's
+    /// own, such as for metrics, and stay reachable.
     pub fn add(
         &mut self,
         service: &ServiceConfig,
         (outbound, inbound): (Option<u16>, Option<u16>),
+        open: &BTreeSet<u16>,
         sidecar_uid: u32,
         facts: &HostFacts,
         warnings: &mut Vec<Fault>,
@@ -54,7 +56,7 @@ impl Captures {
             None => None,
         };
         let inbound = match inbound {
-            Some(to) => self.inbound(service, to, facts, warnings)?,
+            Some(to) => self.inbound(service, to, open, facts, warnings)?,
             None => None,
         };
         let uids: Result<Vec<u32>, PlanError> =
@@ -100,6 +102,7 @@ impl Captures {
         &self,
         service: &ServiceConfig,
         to: u16,
+        open: &BTreeSet<u16>,
         facts: &HostFacts,
         warnings: &mut Vec<Fault>,
     ) -> Result<Option<InboundCapture>, PlanError> {
@@ -133,7 +136,10 @@ impl Captures {
             to,
             ipv6: service.capture.ipv6,
             on_failure: service.capture.on_proxy_failure,
-            bypass_ports,
+            bypass_ports: match captured {
+                InboundPorts::All => with_open(bypass_ports, open),
+                InboundPorts::One(_) => bypass_ports,
+            },
             bypass_interfaces: bypass.interfaces.iter().map(ToString::to_string).collect(),
         }))
     }
@@ -191,7 +197,7 @@ fn uid(id: &ServiceId, user: &UserSpec, field: &'static str, facts: &HostFacts) 
     }
 }
 
-/// Ranges with names resolved, sorted, and merged where they overlap or touch.
+/// Ranges with names resolved, sorted and merged.
 fn ports(id: &ServiceId, specs: &[PortSpec], facts: &HostFacts) -> Result<Vec<PortRange>, PlanError> {
     let mut ranges = Vec::with_capacity(specs.len());
     for spec in specs {
@@ -205,6 +211,17 @@ fn ports(id: &ServiceId, specs: &[PortSpec], facts: &HostFacts) -> Result<Vec<Po
                 .ok_or_else(|| PlanError::NoPortName { id: id.clone(), name: name.clone() })?,
         });
     }
+    Ok(merged(ranges))
+}
+
+/// `ranges` and the ports in `open`.
+fn with_open(mut ranges: Vec<PortRange>, open: &BTreeSet<u16>) -> Vec<PortRange> {
+    ranges.extend(open.iter().filter_map(|port| Port::new(*port)).map(PortRange::single));
+    merged(ranges)
+}
+
+/// Sorted, and merged where they overlap or touch.
+fn merged(mut ranges: Vec<PortRange>) -> Vec<PortRange> {
     ranges.sort_unstable();
     let mut merged: Vec<PortRange> = Vec::with_capacity(ranges.len());
     for range in ranges {
@@ -215,5 +232,5 @@ fn ports(id: &ServiceId, specs: &[PortSpec], facts: &HostFacts) -> Result<Vec<Po
             _ => merged.push(range),
         }
     }
-    Ok(merged)
+    merged
 }

@@ -260,3 +260,25 @@ impl fmt::Debug for Credentials {
         f.debug_struct("Credentials").field("not_after", &self.not_after).finish_non_exhaustive()
     }
 }
+
+/// The token with which a sidecar asks Consul's xDS. It is never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct XdsToken(String);
+
+impl XdsToken {
+    /// The token `secret`.
+    pub fn new(secret: impl Into<String>) -> Self {
+        XdsToken(secret.into())
+    }
+
+    /// The secret itself, for the one file that Envoy reads it from.
+    pub fn secret(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for XdsToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("XdsToken(…)")
+    }
+}

@@ -15,18 +15,21 @@ mod registration;
 mod service;
 #[cfg(test)]
 mod tests;
+mod told;
 
 pub use allocate::Allocations;
 pub use build::plan;
 pub use facts::HostFacts;
 pub use mesh::{
     Access, Callers, Credentials, HeaderMatch, HeaderRule, Instance, MeshService, MeshView, PathMatch,
-    Protocol, RequestRule, SpiffeId,
+    Protocol, RequestRule, SpiffeId, XdsToken,
 };
 pub use policy::{Bypasses, DnsCapture, InboundCapture, InboundPorts, OutboundCapture, RedirectPolicy, Who};
 pub use problem::PlanError;
 pub use registration::registration;
-pub use service::{Ads, AdsServer, ExplicitUpstream, ServicePlan, SidecarPlan, Xds};
+pub use service::{
+    AccessLog, Ads, AdsServer, ExplicitUpstream, LogFormat, LogTarget, ServicePlan, SidecarPlan, Xds,
+};
 
 use std::collections::BTreeMap;
 use std::fmt;

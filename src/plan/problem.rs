@@ -68,6 +68,30 @@ pub enum PlanError {
         /// The port.
         port: u16,
     },
+    /// `bind_port` is a port that somebody else has.
+    #[error("service `{id}`: `bind_port` is {port}, which is {whose} already")]
+    BindPort {
+        /// The service.
+        id: ServiceId,
+        /// The port.
+        port: u16,
+        /// Whose it is.
+        whose: String,
+    },
+    /// Two sidecars would show their metrics at one address (a warning).
+    #[error(
+        "service `{id}`: `{key}` is {at}, where the sidecar of `{other}` listens already, so it is left out"
+    )]
+    ListenTaken {
+        /// The service that goes without.
+        id: ServiceId,
+        /// The one that has it.
+        other: ServiceId,
+        /// The key of `proxy.config`.
+        key: &'static str,
+        /// The address.
+        at: std::net::SocketAddr,
+    },
     /// No port is left.
     #[error("service `{id}`: no {kind} port is left in {range}")]
     PortsUsedUp {
@@ -143,6 +167,8 @@ impl Explain for PlanError {
             PlanError::PortBypassed { .. } => "ENM-P012",
             PlanError::FailsOpen { .. } => "ENM-P013",
             PlanError::TokenInFile { .. } => "ENM-P014",
+            PlanError::BindPort { .. } => "ENM-P020",
+            PlanError::ListenTaken { .. } => "ENM-P021",
         }
     }
 
@@ -167,6 +193,12 @@ impl Explain for PlanError {
             PlanError::PortTaken { port, kind, .. } => format!(
                 "stop the other program (`ss -ltnp 'sport = :{port}'` names it), or move [ports] {kind} in the host file"
             ),
+            PlanError::BindPort { .. } => {
+                "give each service a `bind_port` of its own, or leave it out: enmesh then picks a free one".to_owned()
+            }
+            PlanError::ListenTaken { key, .. } => {
+                format!("give each service of this host a `{key}` of its own in `[proxy] config`")
+            }
             PlanError::PortsUsedUp { kind, .. } => format!("widen [ports] {kind} in the host file"),
             PlanError::VirtualIpsUsedUp { .. } => "widen virtual_ips in the host file".to_owned(),
             PlanError::NotYet { setting, .. } => format!("leave out `{setting}`; the CHANGELOG says when it comes"),

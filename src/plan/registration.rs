@@ -23,6 +23,17 @@ pub fn registration(service: &ServiceConfig) -> Value {
     sorted(json!({ "service": fields }))
 }
 
+/// Says in the registration where the sidecar's outbound listener is. Consul's default is the same
+/// port for every sidecar of a host, and only one could have it.
+pub(super) fn set_outbound_port(sidecar: &mut Map<String, Value>, port: u16) {
+    let proxy = sidecar.entry("proxy").or_insert_with(|| json!({}));
+    let Some(proxy) = proxy.as_object_mut() else { return };
+    let transparent = proxy.entry("transparent_proxy").or_insert_with(|| json!({}));
+    if let Some(transparent) = transparent.as_object_mut() {
+        transparent.insert("outbound_listener_port".to_owned(), json!(port));
+    }
+}
+
 /// Everything but the name, the id and the sidecar.
 fn own_fields(service: &ServiceConfig) -> Map<String, Value> {
     let mut fields = Map::new();

@@ -53,6 +53,42 @@ pub struct SidecarPlan {
     pub config: serde_json::Map<String, Value>,
     /// Who tells it what to do.
     pub xds: Xds,
+    /// The log that Consul's `AccessLogs` ask for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub access_log: Option<AccessLog>,
+}
+
+/// A log of connections and requests (Consul: `AccessLogs` of `proxy-defaults`).
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct AccessLog {
+    /// Where it goes.
+    pub to: LogTarget,
+    /// How a line looks.
+    pub format: LogFormat,
+}
+
+/// Where a log goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogTarget {
+    /// Envoy's output.
+    Stdout,
+    /// Envoy's other output.
+    Stderr,
+    /// A file.
+    File(PathBuf),
+}
+
+/// How a line of a log looks, in Envoy's command operators.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// As it is unless somebody says otherwise: JSON.
+    Usual,
+    /// Text.
+    Text(String),
+    /// An object.
+    Json(Value),
 }
 
 /// Who tells a sidecar what to do.

@@ -61,6 +61,20 @@ fn the_two_line_service_is_captured_whole() {
 }
 
 #[test]
+fn a_fixed_port_is_the_sidecars_everywhere_and_nobody_elses() {
+    let mut fixed = service("api", Some(8080), "user:app");
+    fixed.proxy.config.insert("bind_port".to_owned(), "21000".into());
+    let plan = plan(&config(vec![fixed, service("other", Some(8081), "user:other")]), &facts());
+    assert_eq!(plan.errors, []);
+    let port = |id: &str| plan.services[&id.parse().unwrap()].sidecar.inbound_port;
+    assert_eq!((port("api"), port("other")), (Some(21000), Some(21001)));
+    let api = "api".parse().unwrap();
+    assert_eq!(plan.redirect.inbound[&api].to, 21000);
+    let sidecar = &plan.services[&api].registration["service"]["connect"]["sidecar_service"];
+    assert_eq!(sidecar["port"], 21000);
+}
+
+#[test]
 fn each_kind_of_bad_service_is_refused_alone() {
     let mut broken = vec![
         service("no-user", None, "user:nobody-here"),

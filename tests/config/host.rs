@@ -56,6 +56,21 @@ fn a_bad_host_file_is_never_taken_for_the_defaults() {
         ("[consul]\naddress = 'unix://'", "ENM-C050", 2, 1),
         ("[consul]\ntoken_file = 'token'", "ENM-C050", 2, 1),
         ("[consul]\ncert_file = '/a.pem'", "ENM-C050", 2, 1),
+        ("[consul]\nca_path = 'cas'", "ENM-C050", 2, 1),
+        ("[consul]\nca_file = '/a.pem'\nca_path = '/cas'", "ENM-C050", 3, 1),
+        ("[consul]\ngrpc_address = '127.0.0.1:8502'", "ENM-C050", 2, 1),
+        ("[consul]\ngrpc_ca_file = 'ca.pem'", "ENM-C050", 2, 1),
+        ("[consul]\ntls_server_name = 'a b'", "ENM-C050", 2, 1),
+        ("[consul]\ndns = '127.0.0.1:0'", "ENM-C050", 2, 1),
+        ("[consul]\ndns = '0.0.0.0:53'", "ENM-C050", 2, 1),
+        ("[consul]\nnode = 'a/b'", "ENM-C050", 2, 1),
+        ("[consul]\nnode = '-a'", "ENM-C050", 2, 1),
+        ("[consul]\nnamespace = 'a/b'", "ENM-C011", 2, 13),
+        ("[consul]\nconfig_entries = 'entries'", "ENM-C050", 2, 1),
+        ("[consul.login]\nmethod = 'a b'\nbearer_token_file = '/j'", "ENM-C050", 2, 1),
+        ("[consul.login]\nmethod = 'm'\nbearer_token_file = 'j'", "ENM-C050", 3, 1),
+        ("[consul.login]\nmethod = 'm'", "ENM-C012", 1, 1),
+        ("[consul]\ntoken_file = '/t'\nlogin = { method = 'm', bearer_token_file = '/j' }", "ENM-C050", 3, 1),
     ];
     for (text, code, line, column) in cases {
         let tree = Tree::new();
@@ -95,6 +110,12 @@ fn the_environment_fills_what_is_not_set() {
         ("CONSUL_CLIENT_CERT", "/cert.pem"),
         ("CONSUL_CLIENT_KEY", "/key.pem"),
         ("CONSUL_PARTITION", "p1"),
+        ("CONSUL_NAMESPACE", "n1"),
+        ("CONSUL_TLS_SERVER_NAME", "server.dc1.consul"),
+        ("CONSUL_HTTP_SSL_VERIFY", "true"),
+        ("CONSUL_GRPC_ADDR", "10.0.0.1:8503"),
+        ("CONSUL_GRPC_CACERT", "/grpc.pem"),
+        ("CONSUL_CAPATH", "/cas"),
     ];
     let config = with_environment("[consul]\nca_file = '/own.pem'\n", &variables);
     assert_eq!(config.errors, []);
@@ -104,6 +125,11 @@ fn the_environment_fills_what_is_not_set() {
     assert_eq!(consul.ca_file.as_deref(), Some("/own.pem".as_ref()), "the file wins");
     assert_eq!(consul.key_file.as_deref(), Some("/key.pem".as_ref()));
     assert_eq!(consul.partition.as_ref().unwrap().as_str(), "p1");
+    assert_eq!(consul.namespace.as_ref().unwrap().as_str(), "n1");
+    assert_eq!(consul.tls_server_name.as_deref(), Some("server.dc1.consul"));
+    assert_eq!(consul.grpc_address.as_deref(), Some("https://10.0.0.1:8503"), "as the API");
+    assert_eq!(consul.grpc_ca_file.as_deref(), Some("/grpc.pem".as_ref()));
+    assert_eq!(consul.ca_path, None, "a file wins over a folder");
     for (value, address) in
         [("127.0.0.1:8500", "http://127.0.0.1:8500"), ("unix:///run/c.sock", "unix:///run/c.sock")]
     {
@@ -122,6 +148,11 @@ fn a_bad_variable_is_an_error_of_the_host() {
         ("CONSUL_CACERT", "relative.pem"),
         ("CONSUL_CLIENT_CERT", "/only-half.pem"),
         ("CONSUL_PARTITION", "a b"),
+        ("CONSUL_NAMESPACE", "a b"),
+        ("CONSUL_TLS_SERVER_NAME", "a b"),
+        ("CONSUL_GRPC_ADDR", "not an address"),
+        ("CONSUL_GRPC_CACERT", "relative.pem"),
+        ("CONSUL_CAPATH", "relative"),
     ] {
         let config = with_environment("", &[(name, value)]);
         assert_eq!(config.errors.len(), 1, "{name}");
@@ -132,4 +163,29 @@ fn a_bad_variable_is_an_error_of_the_host() {
     assert!(config.errors.is_empty() && config.host_ok);
     assert_eq!(config.warnings[0].code, "ENM-C086");
     assert!(!format!("{:?}", config.warnings).contains("s.ecret"));
+}
+
+#[test]
+fn certificates_are_verified_whatever_the_environment_says() {
+    let off = ("CONSUL_HTTP_SSL_VERIFY", "false");
+    let config = with_environment("", &[off, ("CONSUL_HTTP_ADDR", "https://10.0.0.1:8501")]);
+    assert_eq!((config.errors.len(), config.errors[0].code, config.host_ok), (1, "ENM-C051", false));
+    assert!(config.errors[0].message.contains("CONSUL_CACERT"), "{}", config.errors[0].message);
+    // Without TLS there is nothing to verify.
+    assert!(with_environment("", &[off]).host_ok);
+}
+
+#[test]
+fn the_file_s_login_is_not_put_aside_by_a_token_of_the_environment() {
+    let login = "[consul.login]\nmethod = 'vm'\nbearer_token_file = '/jwt'\nmeta = { host = 'a' }\n";
+    let variables = [("CONSUL_HTTP_TOKEN_FILE", "/token"), ("CONSUL_HTTP_TOKEN", "s.ecret")];
+    let config = with_environment(login, &variables);
+    assert!(config.errors.is_empty() && config.warnings.is_empty(), "{:?}", config.errors);
+    assert_eq!(config.host.consul.token_file, None);
+    assert_eq!(config.host.consul.login.as_ref().unwrap().meta["host"], "a");
+    let config = with_environment("", &[("CONSUL_CAPATH", "/cas"), ("CONSUL_GRPC_ADDR", "unix:///x.sock")]);
+    assert_eq!(config.host.consul.ca_path.as_deref(), Some("/cas".as_ref()));
+    assert_eq!(config.host.consul.grpc_address.as_deref(), Some("unix:///x.sock"));
+    let config = with_environment("[consul]\nca_path = '/own'\n", &[("CONSUL_CACERT", "/ca.pem")]);
+    assert_eq!((config.host.consul.ca_file.is_none(), config.host_ok), (true, true));
 }

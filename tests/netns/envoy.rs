@@ -132,7 +132,11 @@ fn every_scenario_is_valid_and_is_taken_up() {
             service.sidecar.program = envoy();
             let credentials = ca.issue(&service.identity);
             let set = FileSet::new(&resources(&service, &mesh, &root).unwrap(), Some(&credentials));
-            validate(scenario, &validate_document(&enmesh::envoy::bootstrap(&service, &root), &set), &root);
+            validate(
+                scenario,
+                &validate_document(&enmesh::envoy::bootstrap(&service, &root).unwrap(), &set),
+                &root,
+            );
 
             let publisher = Publisher::new(root.clone());
             publisher.publish(&service, &mesh, Some(&credentials)).await.unwrap();

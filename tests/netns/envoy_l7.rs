@@ -17,12 +17,13 @@ mod scenarios;
 mod web;
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use bed::{Ca, Call, Sidecar, app, call, envoy, in_namespace, ip_command, nft, tree};
 use enmesh::base::Root;
 use enmesh::config::value::Port;
-use enmesh::envoy::{Decisions, Publisher, lead};
+use enmesh::envoy::{Decisions, Published, Publisher, lead};
 use enmesh::plan::{Access, Callers, Instance, MeshView, Protocol, ServicePlan};
 use scenarios::{TRUST_DOMAIN, header_rule, known, mesh, name, request_rules, rule, service, upstream};
 use serde_json::json;
@@ -319,4 +320,56 @@ fn instances_get_their_share() {
         // 20 of 200 are due.
         assert!((8..=40).contains(&calls["one"]), "{calls:?}");
     });
+}
+
+#[test]
+fn a_large_mesh_of_all_protocols_is_taken_up() {
+    in_namespace(|| async {
+        let stage = Stage::new();
+        app("127.0.0.1:8081", "api").await;
+        let mut mesh = view(Protocol::Tcp, Callers::anybody());
+        let protocols = [Protocol::Tcp, Protocol::Http, Protocol::Http2, Protocol::Grpc];
+        for index in 0..500_u32 {
+            let virtual_ip = Ipv4Addr::from_bits(0xf000_0100 + index).to_string();
+            let hosts: Vec<String> =
+                (0..5).map(|host| Ipv4Addr::from_bits(0x0a00_0000 + index * 8 + host).to_string()).collect();
+            let instances: Vec<_> = hosts.iter().map(|host| (host.as_str(), 21000, None)).collect();
+            let mut service = known(&[virtual_ip.as_str()], &instances, &["*"]);
+            service.protocol = protocols[index as usize % protocols.len()];
+            mesh.services.insert(name(&format!("service-{index}")), service);
+            // As many exceptions are in one expression of the handshake.
+            let callers = &mut mesh.services.get_mut(&name("api")).unwrap().callers;
+            callers.named.insert(name(&format!("service-{index}")), Access::Deny);
+        }
+        let (api, web) = (callee(), caller("web"));
+        let _api = stage.start(&api, &mesh).await;
+        let sidecar = stage.start(&web, &mesh).await;
+        let credentials = stage.ca.issue(&web.identity);
+        let first = stage.publisher.publish(&web, &mesh, Some(&credentials)).await.unwrap();
+        assert!(first.verified);
+        assert_eq!(sidecar.counter("cluster_manager.active_clusters").await, 502);
+        eprintln!("500 services, 2500 instances: live after {:?}", sidecar.took);
+        assert_eq!(call(API).await.as_deref(), Some("api"));
+
+        mesh.services.get_mut(&name("service-77")).unwrap().instances.pop_first();
+        let started = Instant::now();
+        let published = stage.publisher.publish(&web, &mesh, Some(&credentials)).await.unwrap();
+        eprintln!("one instance less: {:?}", started.elapsed());
+        assert_eq!(published, Published { changed: vec!["cds.json".to_owned()], verified: true });
+        assert_eq!(sidecar.counter("listener_manager.listener_modified").await, 0);
+
+        let small = view(Protocol::Tcp, Callers::anybody());
+        let _denied = stage.start(&caller_on("service-77", 9003, 15003), &small).await;
+        assert_eq!(call("127.0.0.1:9003").await, None);
+        let _other = stage.start(&caller_on("service-770", 9004, 15004), &small).await;
+        assert_eq!(call("127.0.0.1:9004").await.as_deref(), Some("api"));
+    });
+}
+
+/// A caller beside another one.
+fn caller_on(id: &str, upstream_port: u16, outbound_port: u16) -> ServicePlan {
+    let mut caller = caller(id);
+    caller.upstreams = vec![upstream("api", upstream_port)];
+    caller.sidecar.outbound_port = Some(outbound_port);
+    caller
 }

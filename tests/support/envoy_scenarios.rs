@@ -45,6 +45,7 @@ pub fn service(id: &str) -> ServicePlan {
             drain: Span::seconds(15),
             config: serde_json::Map::new(),
             xds: Xds::Files,
+            access_log: None,
         },
         upstreams: Vec::new(),
         registration: json!({}),

@@ -35,6 +35,9 @@ fn refusal(what: String, server: &str, reply: &Reply) -> ConsulError {
     if says("HTTP request to an HTTPS server") {
         return ConsulError::WantsTls { server: server.to_owned() };
     }
+    if says("ACL support disabled") {
+        return ConsulError::AclsDisabled;
+    }
     if says("ACL not found") {
         return ConsulError::UnknownToken { what };
     }
@@ -100,7 +103,8 @@ mod tests {
             (400, "Client sent an HTTP request to an HTTPS server.", "ENM-K017"),
             (400, "Request decode failed: json: unknown field \"Mode\"", "ENM-K025"),
             (400, "Request decode failed: unexpected EOF", "ENM-K026"),
-            (401, "ACL support disabled", "ENM-K021"),
+            (401, "ACL support disabled", "ENM-K071"),
+            (401, "Supplied token does not exist", "ENM-K021"),
             (403, "ACL not found", "ENM-K022"),
             (403, "Permission denied", "ENM-K021"),
             (500, "rpc error making call: Permission denied: Missing service:write on web", "ENM-K021"),

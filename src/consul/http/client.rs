@@ -13,13 +13,15 @@ use tokio::time::Instant;
 
 use super::answer::judge;
 use super::transport::{Ask, Reply, Transport};
-use crate::consul::{ConsulError, Settings};
+use crate::consul::{ConsulError, Settings, Token, TokenSource};
 
 /// The pause before a read is tried again; it doubles each time, and half of it is chance, so that
 /// hosts that lost the same server do not come back at the same moment.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// How often a read is tried at most.
 const ATTEMPTS: u32 = 4;
+/// The pause before a call is made again because the login is too new for the server that was asked.
+const SPREAD_PAUSE: Duration = Duration::from_millis(250);
 
 /// A path with its parameters.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,14 +86,21 @@ pub struct Answer {
     pub hash: Option<String>,
 }
 
+/// One call.
+struct Call<'c> {
+    method: Method,
+    query: &'c Query,
+    body: Option<&'c Value>,
+    limit: Duration,
+    /// Whether Consul is meant to hold it until there is a change.
+    held: bool,
+}
+
 /// Talks to one agent or server. Clones share everything.
 #[derive(Debug, Clone)]
-pub struct Client(Rc<Inner>);
-
-#[derive(Debug)]
-struct Inner {
-    settings: Settings,
-    transport: Transport,
+pub struct Client {
+    settings: Rc<Settings>,
+    transport: Rc<Transport>,
 }
 
 impl Client {
@@ -101,12 +110,19 @@ impl Client {
     /// `ENM-K010` a file for TLS cannot be used.
     pub fn new(settings: Settings) -> Result<Self, ConsulError> {
         let transport = Transport::new(&settings)?;
-        Ok(Client(Rc::new(Inner { settings, transport })))
+        Ok(Client { settings: Rc::new(settings), transport: Rc::new(transport) })
+    }
+
+    /// The same with another token; connections are shared.
+    #[must_use]
+    pub fn with_token(&self, token: TokenSource) -> Self {
+        let settings = Settings { token, ..Settings::clone(&self.settings) };
+        Client { settings: Rc::new(settings), transport: Rc::clone(&self.transport) }
     }
 
     /// How it was made.
     pub fn settings(&self) -> &Settings {
-        &self.0.settings
+        &self.settings
     }
 
     /// Reads, and tries again within the time limit when the failure may pass.
@@ -114,12 +130,12 @@ impl Client {
     /// # Errors
     /// See [`ConsulError`].
     pub async fn get(&self, query: &Query) -> Result<Answer, ConsulError> {
-        let end = Instant::now() + self.0.settings.limit;
+        let end = Instant::now() + self.settings.limit;
         let mut pause = FIRST_PAUSE;
         let mut attempt = 1;
         loop {
             let left = end.saturating_duration_since(Instant::now());
-            let error = match self.call(Method::GET, query, None, left).await {
+            let error = match self.call(Call { limit: left, ..self.of(Method::GET, query) }).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
@@ -138,20 +154,31 @@ impl Client {
     /// # Errors
     /// See [`ConsulError`].
     pub async fn get_within(&self, query: &Query, limit: Duration) -> Result<Answer, ConsulError> {
-        self.call(Method::GET, query, None, limit).await
+        self.call(Call { held: true, limit, ..self.of(Method::GET, query) }).await
     }
 
-    /// As [`Client::get_within`], read straight into `T`: for answers that are large.
+    /// Reads once, straight into `T`: for answers that are large. With the index to wait on.
     ///
     /// # Errors
     /// See [`ConsulError`].
-    pub async fn get_as<T: DeserializeOwned>(
+    pub async fn get_as<T: DeserializeOwned>(&self, query: &Query) -> Result<(T, Option<u64>), ConsulError> {
+        self.read_as(self.of(Method::GET, query)).await
+    }
+
+    /// As [`Client::get_as`], with a time limit of its own: for calls that wait for a change.
+    ///
+    /// # Errors
+    /// See [`ConsulError`].
+    pub async fn get_as_within<T: DeserializeOwned>(
         &self,
         query: &Query,
         limit: Duration,
     ) -> Result<(T, Option<u64>), ConsulError> {
-        let (what, server, reply) = self.exchange(Method::GET, query, None, limit).await?;
-        Ok((judge(&what, &server, &reply)?, index_of(&reply)))
+        self.read_as(Call { held: true, limit, ..self.of(Method::GET, query) }).await
+    }
+
+    async fn read_as<T: DeserializeOwned>(&self, call: Call<'_>) -> Result<(T, Option<u64>), ConsulError> {
+        self.ask(call, &|what, server, reply| Ok((judge(what, server, reply)?, index_of(reply)))).await
     }
 
     /// Writes once: whether a write whose answer was lost has been done is for the caller to look.
@@ -159,51 +186,86 @@ impl Client {
     /// # Errors
     /// See [`ConsulError`].
     pub async fn put(&self, query: &Query, body: Option<&Value>) -> Result<Answer, ConsulError> {
-        self.call(Method::PUT, query, body, self.0.settings.limit).await
+        self.call(Call { body, ..self.of(Method::PUT, query) }).await
     }
 
-    async fn call(
-        &self,
-        method: Method,
-        query: &Query,
-        body: Option<&Value>,
-        limit: Duration,
-    ) -> Result<Answer, ConsulError> {
-        let (what, server, reply) = self.exchange(method, query, body, limit).await?;
-        let hash = header(&reply, "x-consul-contenthash").map(str::to_owned);
-        Ok(Answer { body: judge(&what, &server, &reply)?, index: index_of(&reply), hash })
+    /// As [`Client::put`], for calls that Consul takes as POST.
+    ///
+    /// # Errors
+    /// See [`ConsulError`].
+    pub async fn post(&self, query: &Query, body: Option<&Value>) -> Result<Answer, ConsulError> {
+        self.call(Call { body, ..self.of(Method::POST, query) }).await
     }
 
-    /// What the call is called, whom it asks, and what was answered, whatever that means.
-    async fn exchange(
-        &self,
-        method: Method,
-        query: &Query,
-        body: Option<&Value>,
-        limit: Duration,
-    ) -> Result<(String, String, Reply), ConsulError> {
-        let Inner { settings, transport } = &*self.0;
-        let server = transport.endpoint().to_string();
-        let what = format!("{method} {} at {server}", query.path);
-        let ask = Ask {
-            method,
-            target: self.scoped(query).target(),
-            body: body.map(|body| body.to_string().into_bytes()).unwrap_or_default(),
-            token: settings.token.read()?,
-            limit,
-            what: what.clone(),
+    /// As [`Client::put`], to remove something.
+    ///
+    /// # Errors
+    /// See [`ConsulError`].
+    pub async fn delete(&self, query: &Query) -> Result<Answer, ConsulError> {
+        self.call(self.of(Method::DELETE, query)).await
+    }
+
+    async fn call(&self, call: Call<'_>) -> Result<Answer, ConsulError> {
+        let read = |what: &str, server: &str, reply: &Reply| {
+            let hash = header(reply, "x-consul-contenthash").map(str::to_owned);
+            Ok(Answer { body: judge(what, server, reply)?, index: index_of(reply), hash })
         };
-        let reply = transport.send(ask).await?;
-        Ok((what, server, reply))
+        self.ask(call, &read).await
     }
 
-    /// With the partition, and with the datacenter where it is not the agent's own business.
+    fn of<'c>(&self, method: Method, query: &'c Query) -> Call<'c> {
+        Call { method, query, body: None, limit: self.settings.limit, held: false }
+    }
+
+    /// Makes the call, again where Consul does not know the token and so has done nothing: while the
+    /// login is so new that the server that was asked may be behind, and when it was renewed, and the
+    /// old one ended, while Consul held the call.
+    async fn ask<T>(
+        &self,
+        call: Call<'_>,
+        read: &dyn Fn(&str, &str, &Reply) -> Result<T, ConsulError>,
+    ) -> Result<T, ConsulError> {
+        loop {
+            let token = self.settings.token.read()?;
+            let result = self.ask_once(&call, token.clone(), read).await;
+            let unknown = matches!(result, Err(ConsulError::UnknownToken { .. }));
+            if unknown && self.settings.token.is_fresh() {
+                tokio::time::sleep(SPREAD_PAUSE).await;
+            } else if !unknown || self.settings.token.read()? == token {
+                return result;
+            }
+        }
+    }
+
+    async fn ask_once<T>(
+        &self,
+        call: &Call<'_>,
+        token: Option<Token>,
+        read: &dyn Fn(&str, &str, &Reply) -> Result<T, ConsulError>,
+    ) -> Result<T, ConsulError> {
+        let server = self.transport.endpoint().to_string();
+        let what = format!("{} {} at {server}", call.method, call.query.path);
+        let ask = Ask {
+            method: call.method.clone(),
+            target: self.scoped(call.query).target(),
+            body: call.body.map(|body| body.to_string().into()).unwrap_or_default(),
+            token,
+            limit: call.limit,
+            what: what.clone(),
+            held: call.held,
+        };
+        let reply = self.transport.send(ask).await?;
+        read(&what, &server, &reply)
+    }
+
+    /// With partition and namespace, and with the datacenter where it is not the agent's own business;
+    /// a login is: its token has to be known where it is used.
     fn scoped(&self, query: &Query) -> Query {
-        let settings = &self.0.settings;
+        let settings = &self.settings;
         let mut query = query.clone();
         let missing = |query: &Query, name| query.parameters.iter().all(|(there, _)| *there != name);
         if let Some(datacenter) = &settings.datacenter
-            && !query.path.starts_with("/v1/agent/")
+            && !["/v1/agent/", "/v1/acl/"].iter().any(|own| query.path.starts_with(own))
             && missing(&query, "dc")
         {
             query = query.with("dc", datacenter.as_str());
@@ -212,6 +274,11 @@ impl Client {
             && missing(&query, "partition")
         {
             query = query.with("partition", partition.as_str());
+        }
+        if let Some(namespace) = &settings.namespace
+            && missing(&query, "ns")
+        {
+            query = query.with("ns", namespace.as_str());
         }
         query
     }

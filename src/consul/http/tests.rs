@@ -7,98 +7,16 @@ use std::time::{Duration, Instant};
 
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
-use super::settings::{Endpoint, TokenSource};
+use super::fake::{Asked, FakeConsul, GOOD, answer_one, settings};
 use crate::base::{Explain, Fault};
-use crate::consul::{Client, ConsulError, Query, Settings};
-
-const GOOD: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Consul-Index: 7\r\n\r\n42";
-
-/// Answers each connection with the next of `answers`, the last one over and over, and remembers
-/// what it was asked.
-struct FakeConsul {
-    answers: Vec<Vec<u8>>,
-    /// Keeps the connection open after the answer instead of closing it.
-    hangs: bool,
-}
-
-impl FakeConsul {
-    fn says(answer: impl AsRef<[u8]>) -> Self {
-        FakeConsul { answers: vec![answer.as_ref().to_vec()], hangs: false }
-    }
-
-    fn turn(&mut self) -> Vec<u8> {
-        if self.answers.len() > 1 { self.answers.remove(0) } else { self.answers[0].clone() }
-    }
-
-    async fn listen(mut self, tls: Option<TlsAcceptor>) -> (SocketAddr, Asked) {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let asked = Asked::default();
-        let told = asked.clone();
-        tokio::task::spawn_local(async move {
-            loop {
-                let (stream, _) = listener.accept().await.unwrap();
-                let (answer, hangs, told) = (self.turn(), self.hangs, told.clone());
-                match &tls {
-                    None => drop(tokio::task::spawn_local(answer_one(stream, answer, hangs, told))),
-                    Some(tls) => {
-                        let accepted = tls.accept(stream);
-                        tokio::task::spawn_local(async move {
-                            if let Ok(stream) = accepted.await {
-                                answer_one(stream, answer, hangs, told).await;
-                            }
-                        });
-                    }
-                }
-            }
-        });
-        (address, asked)
-    }
-}
-
-type Asked = std::rc::Rc<std::cell::RefCell<Vec<String>>>;
-
-async fn answer_one<S: AsyncRead + AsyncWrite + Unpin>(
-    mut stream: S,
-    answer: Vec<u8>,
-    hangs: bool,
-    asked: Asked,
-) {
-    let mut request = Vec::new();
-    let mut buffer = [0; 4096];
-    while !request.windows(4).any(|end| end == b"\r\n\r\n") {
-        match stream.read(&mut buffer).await {
-            Ok(0) | Err(_) => return,
-            Ok(count) => request.extend_from_slice(&buffer[..count]),
-        }
-    }
-    asked.borrow_mut().push(String::from_utf8_lossy(&request).into_owned());
-    let _ = stream.write_all(&answer).await;
-    let _ = stream.flush().await;
-    if hangs {
-        std::future::pending::<()>().await;
-    }
-    let _ = stream.shutdown().await;
-}
-
-fn settings(address: &str) -> Settings {
-    Settings {
-        endpoint: Endpoint::parse(address).unwrap(),
-        ca_file: None,
-        client: None,
-        token: TokenSource::Anonymous,
-        datacenter: None,
-        partition: None,
-        limit: Duration::from_secs(5),
-    }
-}
+use crate::consul::{BasicAuth, Client, ConsulError, Query, SessionToken, Settings, Token, TokenSource};
 
 async fn fault_of(settings: Settings) -> Fault {
     let client = match Client::new(settings) {
@@ -206,14 +124,29 @@ async fn the_token_is_a_header_and_the_scope_a_parameter() {
             token: TokenSource::File(file),
             datacenter: "dc2".parse().ok(),
             partition: "p".parse().ok(),
+            namespace: "n".parse().ok(),
+            auth: BasicAuth::new("name:word"),
             ..settings(&format!("http://{address}/pre"))
         })
         .unwrap();
         client.get(&Query::new("/v1/catalog/nodes").with("near", "a b")).await.unwrap();
         client.get(&Query::new("/v1/agent/checks")).await.unwrap();
+        client.delete(&Query::new("/v1/x").with("ns", "own")).await.unwrap();
+        client.post(&Query::new("/v1/x"), Some(&42.into())).await.unwrap();
         let asked = asked.borrow();
-        assert!(asked[0].starts_with("GET /pre/v1/catalog/nodes?near=a%20b&dc=dc2&partition=p HTTP/1.1\r\n"));
-        assert!(asked[1].starts_with("GET /pre/v1/agent/checks?partition=p HTTP/1.1\r\n"), "{}", asked[1]);
+        for (position, start) in [
+            "GET /pre/v1/catalog/nodes?near=a%20b&dc=dc2&partition=p&ns=n HTTP/1.1\r\n",
+            "GET /pre/v1/agent/checks?partition=p&ns=n HTTP/1.1\r\n",
+            "DELETE /pre/v1/x?ns=own&dc=dc2&partition=p HTTP/1.1\r\n",
+            "POST /pre/v1/x?dc=dc2&partition=p&ns=n HTTP/1.1\r\n",
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            assert!(asked[position].starts_with(start), "{}", asked[position]);
+        }
+        assert!(asked[0].contains("authorization: Basic bmFtZTp3b3Jk\r\n"));
+        assert!(!format!("{client:?}").contains("bmFtZTp3b3Jk"));
         assert!(asked[0].contains("x-consul-token: the-secret\r\n"));
         assert!(!format!("{client:?}").contains("the-secret"));
     })
@@ -376,6 +309,132 @@ async fn a_client_certificate_opens_the_door_and_is_renewed_in_place() {
         assert_eq!(error.code(), "ENM-K010", "{error}");
         std::fs::copy(&other.1, &files.1).unwrap();
         assert_eq!(client.get(&Query::new("/v1/x")).await.unwrap().body, 42);
+    })
+    .await;
+}
+
+/// Answers `turns` requests on each connection and then closes it, as a server does that restarts.
+async fn fake_that_closes_after(turns: usize, tls: Option<TlsAcceptor>) -> (SocketAddr, Asked) {
+    async fn answer(mut stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin, turns: usize) {
+        let mut buffer = [0; 4096];
+        for _ in 0..turns {
+            match stream.read(&mut buffer).await {
+                Ok(0) | Err(_) => return,
+                Ok(_) => stream.write_all(GOOD.as_bytes()).await.unwrap(),
+            }
+        }
+    }
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let connections = Asked::default();
+    let told = connections.clone();
+    tokio::task::spawn_local(async move {
+        loop {
+            let (stream, from) = listener.accept().await.unwrap();
+            told.borrow_mut().push(from.to_string());
+            match &tls {
+                None => drop(tokio::task::spawn_local(answer(stream, turns))),
+                Some(tls) => {
+                    let accepted = tls.accept(stream);
+                    tokio::task::spawn_local(async move { answer(accepted.await.unwrap(), turns).await });
+                }
+            }
+        }
+    });
+    (address, connections)
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn connections_are_used_again_and_those_that_were_closed_are_not() {
+    local(async {
+        let query = Query::new("/v1/x");
+        for authority in [None, Some(Authority::new())] {
+            let tls = authority.as_ref().map(|authority| authority.server(HERE, false, None));
+            let (address, connections) = fake_that_closes_after(3, tls).await;
+            let client = Client::new(match &authority {
+                None => settings(&format!("http://{address}")),
+                Some(authority) => https(address, &authority.file("ca.pem")),
+            })
+            .unwrap();
+            // Writes are never sent twice, so that a closed connection has to be noticed before.
+            for _ in 0..9 {
+                client.put(&query, None).await.unwrap();
+            }
+            assert_eq!(connections.borrow().len(), 3);
+            // Those with another token share them, and calls that Consul holds do not.
+            client.with_token(TokenSource::Anonymous).get(&query).await.unwrap();
+            client.get_within(&query, Duration::from_secs(5)).await.unwrap();
+            assert_eq!(connections.borrow().len(), 5);
+            client.get(&query).await.unwrap();
+            assert_eq!(connections.borrow().len(), 5);
+            let many = (0..8).map(|_| client.put(&query, None));
+            assert!(futures_util::future::join_all(many).await.iter().all(Result::is_ok));
+            assert_eq!(format!("{client:?}").matches("Pool(4)").count(), 1, "{client:?}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_new_login_may_be_unknown_for_a_moment() {
+    local(async {
+        let unknown = "HTTP/1.1 403 No\r\nContent-Length: 13\r\n\r\nACL not found";
+        let answers = || vec![unknown.into(), unknown.into(), GOOD.into()];
+        let session = SessionToken::default();
+        let token = |text| Token::new(text).unwrap().unwrap();
+        session.begin(token("new"));
+        let login = |address| Settings {
+            token: TokenSource::Login(session.clone()),
+            ..settings(&format!("http://{address}"))
+        };
+        let (address, asked) = FakeConsul { answers: answers(), hangs: false }.listen(None).await;
+        let client = Client::new(login(address)).unwrap();
+        assert_eq!(client.put(&Query::new("/v1/x"), None).await.unwrap().body, 42);
+        assert_eq!(asked.borrow().len(), 3);
+        // One that was known before is gone for good.
+        session.resume(token("old"));
+        let (address, asked) = FakeConsul { answers: answers(), hangs: false }.listen(None).await;
+        let client = Client::new(login(address)).unwrap();
+        let error = client.put(&Query::new("/v1/x"), None).await.unwrap_err();
+        assert_eq!((error.code(), asked.borrow().len()), ("ENM-K022", 1));
+        // Unless it was replaced while Consul held the call.
+        let answers = vec![unknown.into(), GOOD.into()];
+        let (address, asked) = FakeConsul { answers, hangs: false }.listen(None).await;
+        let client = Client::new(login(address)).unwrap();
+        let query = Query::new("/v1/x");
+        let replaced = async { session.resume(token("renewed")) };
+        let (answer, ()) = tokio::join!(client.get_within(&query, Duration::from_secs(5)), replaced);
+        assert_eq!(answer.unwrap().body, 42);
+        assert!(asked.borrow()[0].contains("old") && asked.borrow()[1].contains("renewed"));
+        session.end();
+        assert_eq!(fault_of(login(address)).await.code, "ENM-K069");
+        assert_eq!(asked.borrow().len(), 2, "nothing is asked in nobody's name");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_folder_of_cas_and_another_name_than_the_address() {
+    local(async {
+        let (authority, stranger) = (Authority::new(), Authority::new());
+        let folder = tempfile::tempdir().unwrap();
+        let elsewhere = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+        let acceptor = authority.server(elsewhere, false, None);
+        let (address, _) = FakeConsul::says(GOOD).listen(Some(acceptor)).await;
+        let settings = Settings {
+            ca_path: Some(folder.path().to_owned()),
+            tls_server_name: Some(elsewhere.to_string()),
+            ..settings(&format!("https://{address}"))
+        };
+        let fault = fault_of(settings.clone()).await;
+        assert!(fault.code == "ENM-K010", "an empty folder: {fault}");
+        std::fs::copy(stranger.file("ca.pem"), folder.path().join("one.crt")).unwrap();
+        let client = Client::new(settings).unwrap();
+        let ask = async || client.get(&Query::new("/v1/x")).await.map_err(|error| error.code());
+        assert_eq!(ask().await.unwrap_err(), "ENM-K011");
+        // One that is added is taken up.
+        std::fs::copy(authority.file("ca.pem"), folder.path().join("two")).unwrap();
+        assert_eq!(ask().await.unwrap().body, 42);
     })
     .await;
 }

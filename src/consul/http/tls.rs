@@ -36,10 +36,22 @@ const FILE_LIMIT: u64 = 4 << 20;
 /// TLS as configured. Certificates are renewed in place, so files that changed are read again.
 #[derive(Debug)]
 pub(super) struct Tls {
-    ca_file: PathBuf,
+    trust: Trust,
     client: Option<(PathBuf, PathBuf)>,
-    ready: RefCell<Option<(Vec<Option<SystemTime>>, Ready)>>,
+    ready: RefCell<Option<(Stamps, Ready)>>,
 }
+
+/// Which CAs are trusted.
+#[derive(Debug)]
+enum Trust {
+    /// Those of a file.
+    File(PathBuf),
+    /// Those of all files in a folder.
+    Folder(PathBuf),
+}
+
+/// Which files there are, and when each was changed.
+type Stamps = Vec<(PathBuf, Option<SystemTime>)>;
 
 /// What a connection is made with.
 #[derive(Clone)]
@@ -60,12 +72,13 @@ impl Tls {
     /// # Errors
     /// `ENM-K010` a file cannot be used.
     pub fn new(settings: &Settings) -> Result<Self, ConsulError> {
-        let ca_file = settings
-            .ca_file
-            .clone()
-            .or_else(|| SYSTEM_BUNDLES.iter().map(PathBuf::from).find(|path| path.is_file()));
-        let ca_file = ca_file.unwrap_or_else(|| PathBuf::from(SYSTEM_BUNDLES[0]));
-        let tls = Tls { ca_file, client: settings.client.clone(), ready: RefCell::default() };
+        let bundle = || SYSTEM_BUNDLES.iter().map(PathBuf::from).find(|path| path.is_file());
+        let trust = match (&settings.ca_file, &settings.ca_path) {
+            (Some(file), _) => Trust::File(file.clone()),
+            (None, Some(folder)) => Trust::Folder(folder.clone()),
+            (None, None) => Trust::File(bundle().unwrap_or_else(|| PathBuf::from(SYSTEM_BUNDLES[0]))),
+        };
+        let tls = Tls { trust, client: settings.client.clone(), ready: RefCell::default() };
         tls.ready()?;
         Ok(tls)
     }
@@ -73,38 +86,40 @@ impl Tls {
     /// # Errors
     /// As [`Tls::new`].
     pub fn ready(&self) -> Result<Ready, ConsulError> {
-        let stamps = self.stamps();
+        let cas = self.trust.files()?;
+        let stamps = self.stamps(&cas);
         if let Some((then, ready)) = &*self.ready.borrow()
             && *then == stamps
         {
             return Ok(ready.clone());
         }
-        let ready = self.build()?;
+        let ready = self.build(&cas)?;
         self.ready.replace(Some((stamps, ready.clone())));
         Ok(ready)
     }
 
-    fn stamps(&self) -> Vec<Option<SystemTime>> {
+    fn stamps(&self, cas: &[PathBuf]) -> Stamps {
         let client = self.client.iter().flat_map(|(certificate, key)| [certificate, key]);
-        [&self.ca_file]
-            .into_iter()
+        cas.iter()
             .chain(client)
-            .map(|path| fs::metadata(path).and_then(|meta| meta.modified()).ok())
+            .map(|path| (path.clone(), fs::metadata(path).and_then(|meta| meta.modified()).ok()))
             .collect()
     }
 
-    fn build(&self) -> Result<Ready, ConsulError> {
+    fn build(&self, cas: &[PathBuf]) -> Result<Ready, ConsulError> {
         let mut roots = RootCertStore::empty();
-        for certificate in certificates(&self.ca_file)? {
-            // A system's bundle may hold what this library does not read; the others still count.
-            let _ = roots.add(certificate);
+        for ca in cas {
+            for certificate in certificates(ca)? {
+                // A system's bundle may hold what this library does not read; the others still count.
+                let _ = roots.add(certificate);
+            }
         }
         if roots.is_empty() {
-            return Err(wrong(&self.ca_file, "no certificate in it can be a CA's".to_owned()));
+            return Err(wrong(self.trust.path(), "no certificate in it can be a CA's".to_owned()));
         }
         let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
-            .map_err(|error| wrong(&self.ca_file, error.to_string()))?
+            .map_err(|error| wrong(self.trust.path(), error.to_string()))?
             .with_root_certificates(roots);
         let asked = Arc::new(AtomicBool::new(false));
         let config = match &self.client {
@@ -119,6 +134,27 @@ impl Tls {
             }
         };
         Ok(Ready { connector: TlsConnector::from(Arc::new(config)), asked, given: self.client.is_some() })
+    }
+}
+
+impl Trust {
+    fn path(&self) -> &Path {
+        match self {
+            Trust::File(path) | Trust::Folder(path) => path,
+        }
+    }
+
+    /// The files with the CAs, sorted.
+    fn files(&self) -> Result<Vec<PathBuf>, ConsulError> {
+        let folder = match self {
+            Trust::File(file) => return Ok(vec![file.clone()]),
+            Trust::Folder(folder) => folder,
+        };
+        let entries = fs::read_dir(folder).map_err(|error| wrong(folder, error.to_string()))?;
+        let files = entries.filter_map(|entry| entry.ok().map(|entry| entry.path()));
+        let mut files: Vec<PathBuf> = files.filter(|path| path.is_file()).collect();
+        files.sort();
+        Ok(files)
     }
 }
 
@@ -157,6 +193,15 @@ impl ResolvesClientCert for Nobody {
 }
 
 impl Ready {
+    /// Whether two connections were made with the same certificates.
+    pub fn same(one: Option<&Self>, other: Option<&Self>) -> bool {
+        match (one, other) {
+            (Some(one), Some(other)) => Arc::ptr_eq(&one.asked, &other.asked),
+            (None, None) => true,
+            _ => false,
+        }
+    }
+
     /// What it means that a connection to `server` failed with `error`; `None` when TLS has nothing
     /// to do with it. `midway` is a failure after the handshake.
     pub fn cause(&self, server: &str, error: &(dyn Error + 'static), midway: bool) -> Option<ConsulError> {

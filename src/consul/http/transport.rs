@@ -1,27 +1,20 @@
-//! One call at a time over one connection: TCP, TLS or a unix socket.
-//!
-//! Writes have a connection of their own, so that there is none that has gone stale when a call is
-//! made that must not be sent twice. Reads use one that another read has left, and are sent again
-//! over a new one when that has been closed meanwhile.
+//! One request, one answer: over TCP, TLS or a unix socket.
 
-use std::convert::Infallible;
 use std::io;
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::{Body, Bytes};
+use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{HeaderMap, HeaderValue};
-use hyper::{Method, Request};
-use hyper_util::rt::TokioIo;
+use hyper::{Method, Request, Response};
 use nix::sys::socket::{setsockopt, sockopt};
 use rustls_pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::pool::{Line, Pool};
-use super::settings::{Endpoint, Token};
+use super::pool::{Connection, Pool};
+use super::settings::Endpoint;
 use super::tls::{Ready, Tls};
+use super::token::{BasicAuth, Token};
 use crate::consul::{ConsulError, Settings};
 
 /// The largest body that is read, in bytes: a catalog of ten thousand instances has about 10 MB.
@@ -32,19 +25,14 @@ pub(super) struct Ask {
     pub method: Method,
     /// Path and query.
     pub target: String,
-    pub body: Vec<u8>,
+    pub body: Bytes,
     pub token: Option<Token>,
     /// How long everything may take, connecting included.
     pub limit: Duration,
     /// What it is called in errors.
     pub what: String,
-}
-
-impl Ask {
-    /// Whether it does no harm to send it twice.
-    fn may_repeat(&self) -> bool {
-        self.method == Method::GET
-    }
+    /// Whether Consul is meant to hold it: then it has a connection of its own, which ends with it.
+    pub held: bool,
 }
 
 /// What was answered.
@@ -55,10 +43,27 @@ pub(super) struct Reply {
     pub body: Vec<u8>,
 }
 
+/// Why there is no reply.
+struct Failure {
+    error: ConsulError,
+    /// Whether a new connection may do better, and nothing is done twice by that: the connection had
+    /// been closed unseen, and the request was not sent or only reads.
+    stale: bool,
+}
+
+impl From<ConsulError> for Failure {
+    fn from(error: ConsulError) -> Self {
+        Failure { error, stale: false }
+    }
+}
+
 /// The way to the server.
 #[derive(Debug)]
 pub(super) struct Transport {
     endpoint: Endpoint,
+    /// The name that the server's certificate is to be for.
+    server_name: Option<String>,
+    auth: Option<BasicAuth>,
     tls: Option<Tls>,
     pool: Pool,
 }
@@ -72,7 +77,8 @@ impl Transport {
             Endpoint::Tcp { tls: true, .. } => Some(Tls::new(settings)?),
             _ => None,
         };
-        Ok(Transport { endpoint, tls, pool: Pool::default() })
+        let (server_name, auth) = (settings.tls_server_name.clone(), settings.auth.clone());
+        Ok(Transport { endpoint, server_name, auth, tls, pool: Pool::default() })
     }
 
     pub fn endpoint(&self) -> &Endpoint {
@@ -80,27 +86,27 @@ impl Transport {
     }
 
     pub async fn send(&self, ask: Ask) -> Result<Reply, ConsulError> {
-        let (what, limit) = (ask.what.clone(), ask.limit);
-        tokio::time::timeout(limit, self.exchange(ask))
+        let exchange = tokio::time::timeout(ask.limit, self.exchange(&ask));
+        exchange
             .await
-            .unwrap_or(Err(ConsulError::Timeout { what, limit }))
+            .unwrap_or_else(|_| Err(ConsulError::Timeout { what: ask.what.clone(), limit: ask.limit }.into()))
+            .map_err(|failure| failure.error)
     }
 
-    async fn exchange(&self, ask: Ask) -> Result<Reply, ConsulError> {
-        if ask.may_repeat()
-            && let Some(line) = self.pool.take()
+    async fn exchange(&self, ask: &Ask) -> Result<Reply, Failure> {
+        let tls = self.tls.as_ref().map(Tls::ready).transpose()?;
+        if !ask.held
+            && let Some(rested) = self.pool.take(tls.as_ref()).await
         {
-            match self.talk(line, &ask, None).await {
-                // It was closed since, or has just been.
-                Err(ConsulError::Broken { .. }) => {}
+            match self.talk(rested, ask).await {
+                Err(failure) if failure.stale => {}
                 done => return done,
             }
         }
-        let (line, tls) = self.connect(&ask).await?;
-        self.talk(line, &ask, tls.as_ref()).await
+        self.talk(self.connect(tls, ask).await?, ask).await
     }
 
-    async fn connect(&self, ask: &Ask) -> Result<(Line, Option<Ready>), ConsulError> {
+    async fn connect(&self, tls: Option<Ready>, ask: &Ask) -> Result<Connection, ConsulError> {
         let server = self.endpoint.to_string();
         let unconnected = |source: io::Error| match source.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
@@ -108,82 +114,63 @@ impl Transport {
             }
             _ => ConsulError::Unreachable { server: server.clone(), source },
         };
-        let (host, port) = match &self.endpoint {
+        let connection = match &self.endpoint {
             Endpoint::Unix(path) => {
-                let stream = UnixStream::connect(path).await.map_err(unconnected)?;
-                return Ok((self.line(stream, ask, None).await?, None));
+                Connection::new(UnixStream::connect(path).await.map_err(unconnected)?, None).await
             }
-            Endpoint::Tcp { host, port, .. } => (host, *port),
+            Endpoint::Tcp { host, port, .. } => {
+                let stream = dial(host, *port).await?.map_err(unconnected)?;
+                let _ = stream.set_nodelay(true);
+                let _ = notice_death(&stream);
+                match tls {
+                    None => Connection::new(stream, None).await,
+                    Some(tls) => {
+                        let stream = self.shake_hands(&tls, stream, host).await?;
+                        Connection::new(stream, Some(tls)).await
+                    }
+                }
+            }
         };
-        let stream = dial(host, port).await?.map_err(unconnected)?;
-        let _ = stream.set_nodelay(true);
-        let _ = notice_death(&stream);
-        let Some(tls) = &self.tls else { return Ok((self.line(stream, ask, None).await?, None)) };
-        let ready = tls.ready()?;
-        let name =
-            ServerName::try_from(host.clone()).map_err(|_| ConsulError::Address { text: host.clone() })?;
-        let stream = ready.connector.connect(name, stream).await.map_err(|error| {
-            ready
-                .cause(&server, &error, false)
-                .unwrap_or_else(|| ConsulError::Tls { server: server.clone(), why: error.to_string() })
-        })?;
-        Ok((self.line(stream, ask, Some(&ready)).await?, Some(ready)))
+        connection.map_err(|error| ConsulError::Broken { what: ask.what.clone(), why: chain(&error) })
     }
 
-    async fn line<S: AsyncRead + AsyncWrite + Unpin + 'static>(
+    async fn shake_hands(
         &self,
-        stream: S,
-        ask: &Ask,
-        tls: Option<&Ready>,
-    ) -> Result<Line, ConsulError> {
-        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| self.broken(&error, ask, tls))?;
-        Ok(Line { sender, driver: Box::pin(connection.map(drop).fuse()) })
+        tls: &Ready,
+        stream: TcpStream,
+        host: &str,
+    ) -> Result<tokio_rustls::client::TlsStream<TcpStream>, ConsulError> {
+        let server = self.endpoint.to_string();
+        let name = self.server_name.as_deref().unwrap_or(host);
+        let name = ServerName::try_from(name.to_owned())
+            .map_err(|_| ConsulError::Address { text: name.to_owned() })?;
+        tls.connector.connect(name, stream).await.map_err(|error| {
+            tls.cause(&server, &error, false)
+                .unwrap_or_else(|| ConsulError::Tls { server: server.clone(), why: error.to_string() })
+        })
     }
 
-    /// Makes one call, and keeps the line for the next if the other side does, too.
-    async fn talk(&self, line: Line, ask: &Ask, tls: Option<&Ready>) -> Result<Reply, ConsulError> {
-        let Line { mut sender, mut driver } = line;
-        let broken = |error: &(dyn std::error::Error + 'static)| self.broken(error, ask, tls);
+    async fn talk(&self, mut connection: Connection, ask: &Ask) -> Result<Reply, Failure> {
+        let tls = connection.tls.clone();
+        let server = self.endpoint.to_string();
+        let broken = |error: &(dyn std::error::Error + 'static)| {
+            tls.as_ref()
+                .and_then(|tls| tls.cause(&server, error, true))
+                .unwrap_or_else(|| ConsulError::Broken { what: ask.what.clone(), why: chain(error) })
+        };
         let request = self.request(ask)?;
-        let exchange = async {
-            let response = sender.send_request(request).await.map_err(|error| broken(&error))?;
-            let (parts, body) = response.into_parts();
-            let too_large = || ConsulError::TooLarge { what: ask.what.clone(), limit: BODY_LIMIT };
-            if body.size_hint().lower() > BODY_LIMIT as u64 {
-                return Err(too_large());
-            }
-            let body = Limited::new(body, BODY_LIMIT).collect().await.map_err(|error| {
-                if error.is::<LengthLimitError>() { too_large() } else { broken(error.as_ref()) }
+        let exchange = async |sender: &mut hyper::client::conn::http1::SendRequest<_>| {
+            let response = sender.try_send_request(request).await.map_err(|mut error| {
+                let unsent = error.take_message().is_some();
+                Failure { error: broken(error.error()), stale: unsent || ask.method == Method::GET }
             })?;
-            let again = ask.may_repeat() && sender.ready().await.is_ok();
-            let (status, headers) = (parts.status.as_u16(), parts.headers);
-            Ok((Reply { status, headers, body: body.to_bytes().to_vec() }, again))
+            read(response, ask, &broken).await
         };
-        // The connection is driven by the same future, so that nothing outlives a timeout.
-        let drive = async {
-            driver.as_mut().await;
-            std::future::pending::<Infallible>().await
-        };
-        let (reply, again) = tokio::select! {
-            done = exchange => done?,
-            never = drive => match never {},
-        };
-        if again {
-            self.pool.give(Line { sender, driver });
+        let reply = connection.drive(exchange).await?;
+        if !ask.held {
+            self.pool.keep(connection).await;
         }
         Ok(reply)
-    }
-
-    fn broken(
-        &self,
-        error: &(dyn std::error::Error + 'static),
-        ask: &Ask,
-        tls: Option<&Ready>,
-    ) -> ConsulError {
-        tls.and_then(|tls| tls.cause(&self.endpoint.to_string(), error, true))
-            .unwrap_or_else(|| ConsulError::Broken { what: ask.what.clone(), why: chain(error) })
     }
 
     fn request(&self, ask: &Ask) -> Result<Request<Full<Bytes>>, ConsulError> {
@@ -194,17 +181,45 @@ impl Transport {
             .header("host", self.endpoint.authority())
             .header("user-agent", concat!("enmesh/", env!("CARGO_PKG_VERSION")))
             .header("accept", "application/json")
-            .header("connection", if ask.may_repeat() { "keep-alive" } else { "close" })
-            .body(Full::new(Bytes::from(ask.body.clone())))
+            .body(Full::new(ask.body.clone()))
             .map_err(|error| broken(error.to_string()))?;
-        if let Some(token) = &ask.token {
-            let mut value = HeaderValue::from_str(token.secret())
-                .map_err(|_| broken("the token is no header".to_owned()))?;
+        let headers = request.headers_mut();
+        if ask.held {
+            headers.insert("connection", HeaderValue::from_static("close"));
+        }
+        let mut secret = |name, text: &str| {
+            let mut value =
+                HeaderValue::from_str(text).map_err(|_| broken(format!("the {name} is no header")))?;
             value.set_sensitive(true);
-            request.headers_mut().insert("x-consul-token", value);
+            headers.insert(name, value);
+            Ok::<_, ConsulError>(())
+        };
+        if let Some(token) = &ask.token {
+            secret("x-consul-token", token.secret())?;
+        }
+        if let Some(auth) = &self.auth {
+            secret("authorization", auth.header())?;
         }
         Ok(request)
     }
+}
+
+/// The whole of an answer.
+async fn read(
+    response: Response<Incoming>,
+    ask: &Ask,
+    broken: &impl Fn(&(dyn std::error::Error + 'static)) -> ConsulError,
+) -> Result<Reply, Failure> {
+    let (parts, body) = response.into_parts();
+    let too_large = || ConsulError::TooLarge { what: ask.what.clone(), limit: BODY_LIMIT };
+    if body.size_hint().lower() > BODY_LIMIT as u64 {
+        return Err(too_large().into());
+    }
+    let body = Limited::new(body, BODY_LIMIT)
+        .collect()
+        .await
+        .map_err(|error| if error.is::<LengthLimitError>() { too_large() } else { broken(error.as_ref()) })?;
+    Ok(Reply { status: parts.status.as_u16(), headers: parts.headers, body: body.to_bytes().to_vec() })
 }
 
 /// Tries every address of the name in turn; the outer error is the name's.

@@ -74,7 +74,7 @@ impl Watch {
         loop {
             let asked = Instant::now();
             let limit = self.wait + self.wait / 16 + SLACK;
-            let (body, index) = client.get_as(&self.question(), limit).await?;
+            let (body, index) = client.get_as_within(&self.question(), limit).await?;
             let (cursor, moved) = self.follow(index, None)?;
             self.cursor = cursor;
             if moved {

@@ -50,18 +50,6 @@ impl Topic {
             }
         }
     }
-
-    /// The registrations in an answer, by id.
-    fn services(&self, body: &Value) -> BTreeMap<String, Value> {
-        let one = |service: &Value| Some((service.get("ID")?.as_str()?.to_owned(), service.clone()));
-        match self {
-            Topic::Node(_) => {
-                let list = body.get("Services").and_then(Value::as_array);
-                list.into_iter().flatten().filter_map(one).collect()
-            }
-            Topic::Service(_) => one(body).into_iter().collect(),
-        }
-    }
 }
 
 /// The connection to Consul, as it was when last tried.
@@ -118,12 +106,6 @@ impl Presence {
         }
     }
 
-    /// The registrations as Consul has them, by id.
-    pub fn services(&self) -> BTreeMap<String, Value> {
-        let seen = self.shared.seen.borrow();
-        seen.iter().flat_map(|(topic, body)| body.iter().flat_map(|body| topic.services(body))).collect()
-    }
-
     /// How often contact came back: who remembers the number knows whether to ask anew who answers.
     pub fn returns(&self) -> u64 {
         *self.shared.returns.borrow()
@@ -172,8 +154,10 @@ impl Shared {
     fn saw(&self, topic: &Topic, body: Option<Value>) {
         let missing = body.is_none();
         let before = self.seen.borrow_mut().insert(topic.clone(), body.clone());
-        // What is there when one starts to look is what was registered just now.
-        let news = before.map_or(missing, |before| before != body);
+        // What is there when one starts to look is what was registered just now; but the cluster's
+        // defaults that are mixed in were not known until then.
+        let mixed = matches!(topic, Topic::Service(_));
+        let news = before.map_or(missing || mixed, |before| before != body);
         let back = self.contact.borrow().fault.is_some();
         if back || self.contact.borrow().since == 0 {
             *self.contact.borrow_mut() = Contact { fault: None, since: now() };
@@ -207,20 +191,10 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn registrations_are_found_in_both_kinds_of_answers() {
-        let node = Topic::Node("vm".to_owned());
-        let body = json!({ "Node": {}, "Services": [{ "ID": "a" }, { "ID": "b" }, {}] });
-        assert_eq!(node.services(&body).keys().collect::<Vec<_>>(), ["a", "b"]);
-        assert!(node.services(&Value::Null).is_empty());
-        let one = Topic::Service("a".to_owned());
-        assert_eq!(one.services(&json!({ "ID": "a", "Port": 1 }))["a"]["Port"], 1);
-    }
-
     #[tokio::test(flavor = "current_thread")]
     async fn only_news_wake() {
         let shared = Shared::default();
-        let topic = Topic::Service("a".to_owned());
+        let topic = Topic::Node("a".to_owned());
         let woken =
             async || tokio::time::timeout(Duration::from_millis(10), shared.changed.notified()).await.is_ok();
         shared.saw(&topic, Some(json!(1)));
@@ -240,9 +214,14 @@ mod tests {
     }
 
     #[tokio::test(flavor = "current_thread")]
-    async fn one_that_is_not_there_at_first_is_news() {
-        let shared = Shared::default();
-        shared.saw(&Topic::Service("a".to_owned()), None);
-        assert!(tokio::time::timeout(Duration::from_millis(10), shared.changed.notified()).await.is_ok());
+    async fn at_first_only_what_is_missing_or_was_not_known_is_news() {
+        let news = async |topic: Topic, body| {
+            let shared = Shared::default();
+            shared.saw(&topic, body);
+            tokio::time::timeout(Duration::from_millis(10), shared.changed.notified()).await.is_ok()
+        };
+        assert!(news(Topic::Node("a".to_owned()), None).await);
+        assert!(!news(Topic::Node("a".to_owned()), Some(json!(1))).await);
+        assert!(news(Topic::Service("a".to_owned()), Some(json!(1))).await);
     }
 }

@@ -132,10 +132,9 @@ async fn wait(shared: &Shared, rested: Instant) {
 }
 
 async fn read_these(shared: &Shared, names: BTreeSet<ServiceName>) -> Result<(), ConsulError> {
-    let limit = shared.client.settings().limit;
     let calls = names.into_iter().map(|name| async move {
         let query = Query::new(health_path(&name));
-        let (body, _): (Vec<HealthEntry>, _) = shared.client.get_as(&query, limit).await?;
+        let (body, _): (Vec<HealthEntry>, _) = shared.client.get_as(&query).await?;
         endpoints(shared, &name, body);
         Ok(())
     });

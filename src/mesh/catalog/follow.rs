@@ -332,13 +332,13 @@ async fn found_default(client: &Client) -> Result<bool, ConsulError> {
     let query = Query::new("/v1/connect/intentions/check")
         .with("source", nobody("x"))
         .with("destination", nobody("y"));
-    let (check, _): (Check, _) = client.get_as(&query, client.settings().limit).await?;
+    let (check, _): (Check, _) = client.get_as(&query).await?;
     Ok(check.allowed)
 }
 
 async fn matched(client: &Client, by: &str, name: &ServiceName) -> Result<Rules, ConsulError> {
     let query = Query::new("/v1/connect/intentions/match").with("by", by).with("name", name.as_str());
-    let (matches, _): (Matches, _) = client.get_as(&query, client.settings().limit).await?;
+    let (matches, _): (Matches, _) = client.get_as(&query).await?;
     let intentions: Vec<Intention> = matches.into_values().flatten().flatten().collect();
     Ok(Rules::new(intentions))
 }

@@ -24,8 +24,19 @@ const UPSTREAM: [(&str, &str); 3] = [
     ("datacenter", "^tcp\\.upstream\\.[^.]+\\.[^.]+\\.(([^.]+)\\.)"),
 ];
 
+/// Which tags the metrics of the sidecar of `service` get; with `own`, which are the user's.
+pub fn stats_config(service: &ServicePlan, own: &[(String, String)]) -> Value {
+    let mut tags: Vec<Value> =
+        own.iter().map(|(name, value)| json!({"tag_name": name, "fixed_value": value})).collect();
+    // Envoy refuses a tag that is there twice; the user's counts.
+    let named =
+        |tag: &Value| own.iter().any(|(name, _)| tag.get("tag_name").and_then(Value::as_str) == Some(name));
+    tags.extend(self::tags(service).into_iter().filter(|tag| !named(tag)));
+    json!({"use_all_default_tags": true, "stats_tags": tags})
+}
+
 /// The tags of the sidecar of `service`.
-pub fn tags(service: &ServicePlan) -> Vec<Value> {
+fn tags(service: &ServicePlan) -> Vec<Value> {
     let identity = &service.identity;
     let fixed = [
         ("local_cluster", &identity.service),

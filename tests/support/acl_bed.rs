@@ -1,0 +1,113 @@
+//! ACLs for a bed with a real Consul: tokens, the blocks of `docs/acl.md`, and JWTs that are signed here.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use enmesh::consul::{Client, Query};
+use rcgen::{KeyPair, SigningKey};
+use serde_json::{Value, json};
+
+use super::bed::Agent;
+
+/// Settings of an agent that denies everything by default.
+pub fn acl() -> Value {
+    json!({ "acl": { "enabled": true, "default_policy": "deny" } })
+}
+
+/// The token that may do everything.
+pub async fn bootstrap(agent: &Agent) -> Client {
+    let started = Instant::now();
+    loop {
+        match agent.client().put(&Query::new("/v1/acl/bootstrap"), None).await {
+            Ok(answer) => return agent.client_with(answer.body["SecretID"].as_str().unwrap()),
+            // The ACL system comes up a moment after the leader.
+            Err(error) if started.elapsed() > Duration::from_secs(15) => panic!("{error}"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+/// A token of the service's identity.
+pub async fn identity(agent: &Agent, operator: &Client, service: &str) -> Client {
+    let body = json!({ "ServiceIdentities": [{ "ServiceName": service }] });
+    let answer = operator.put(&Query::new("/v1/acl/token"), Some(&body)).await.unwrap();
+    agent.client_with(answer.body["SecretID"].as_str().unwrap())
+}
+
+/// A token with one policy, `rules`.
+pub async fn with_policy(agent: &Agent, operator: &Client, name: &str, rules: &str) -> Client {
+    let policy = json!({ "Name": name, "Rules": rules });
+    operator.put(&Query::new("/v1/acl/policy"), Some(&policy)).await.unwrap();
+    let body = json!({ "Policies": [{ "Name": name }] });
+    let answer = operator.put(&Query::new("/v1/acl/token"), Some(&body)).await.unwrap();
+    agent.client_with(answer.body["SecretID"].as_str().unwrap())
+}
+
+/// The blocks of `docs/acl.md` in `language`, in their order.
+pub fn blocks(language: &str) -> Vec<String> {
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/acl.md")).unwrap();
+    let opening = format!("```{language}\n");
+    let blocks = page.split(&opening).skip(1).map(|rest| rest.split("```").next().unwrap().to_owned());
+    blocks.collect()
+}
+
+/// The block that has `words` in it.
+pub fn block(language: &str, words: &str) -> String {
+    let mut fitting: Vec<String> =
+        blocks(language).into_iter().filter(|block| block.contains(words)).collect();
+    assert_eq!(fitting.len(), 1, "blocks in docs/acl.md with {words:?}: {fitting:?}");
+    fitting.remove(0)
+}
+
+/// Who signs JWTs.
+pub struct Issuer(KeyPair);
+
+impl Issuer {
+    pub fn new() -> Self {
+        Issuer(KeyPair::generate().unwrap())
+    }
+
+    pub fn public_key(&self) -> String {
+        self.0.public_key_pem()
+    }
+
+    /// A JWT (RFC 7519) with `claims`, signed with ES256 (RFC 7518, 3.4).
+    pub fn sign(&self, claims: &Value) -> String {
+        let part = |value: &Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
+        let text = format!("{}.{}", part(&json!({ "alg": "ES256", "typ": "JWT" })), part(claims));
+        let signature = self.0.sign(text.as_bytes()).unwrap();
+        format!("{text}.{}", BASE64_URL_SAFE_NO_PAD.encode(plain(&signature)))
+    }
+
+    /// A JWT as the page's auth method wants it, for `subject`.
+    pub fn jwt(&self, subject: &str) -> String {
+        self.sign(&claims(subject))
+    }
+}
+
+/// What the page's auth method wants.
+pub fn claims(subject: &str) -> Value {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    json!({
+        "iss": "https://issuer.example", "aud": "consul", "sub": subject,
+        "iat": now, "nbf": now, "exp": now + 600,
+    })
+}
+
+/// An ECDSA signature as JWTs have it, two numbers of 32 bytes, from one in DER: a sequence of the two.
+fn plain(der: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::new();
+    let mut rest = &der[2..];
+    for _ in 0..2 {
+        let length = usize::from(rest[1]);
+        let number = &rest[2..2 + length];
+        let number = number.strip_prefix(&[0]).unwrap_or(number);
+        plain.extend(std::iter::repeat_n(0, 32 - number.len()));
+        plain.extend(number);
+        rest = &rest[2 + length..];
+    }
+    plain
+}
