@@ -157,7 +157,7 @@ fn drift_is_seen_and_mended() {
         let changed = entry(changed);
         registry.register(&changed).await.unwrap();
         let checks = agent.ask(&client, "/v1/agent/checks").await;
-        assert_eq!(checks["_service_maintenance:api-1"]["Notes"], "draining");
+        assert_eq!(checks["_service_maintenance:api-1"]["Notes"], "enmesh: draining");
         registry.set_health(&wanted.key, &Health::Passing).await.unwrap();
         assert!(!check_ids(&client).await.contains(&"_service_maintenance:api-1".to_owned()));
         let nobody = Key::new("nobody".parse().unwrap());

@@ -7,6 +7,7 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{HeaderMap, HeaderValue};
 use hyper::{Method, Request, Response};
+use nix::sys::socket::{setsockopt, sockopt};
 use rustls_pki_types::ServerName;
 use tokio::net::{TcpStream, UnixStream};
 
@@ -120,6 +121,7 @@ impl Transport {
             Endpoint::Tcp { host, port, .. } => {
                 let stream = dial(host, *port).await?.map_err(unconnected)?;
                 let _ = stream.set_nodelay(true);
+                let _ = notice_death(&stream);
                 match tls {
                     None => Connection::new(stream, None).await,
                     Some(tls) => {
@@ -231,6 +233,15 @@ async fn dial(host: &str, port: u16) -> Result<io::Result<TcpStream>, ConsulErro
         }
     }
     Ok(last)
+}
+
+/// A call may wait for minutes, and a host that lost its power does not say so: after half a minute of
+/// silence the kernel asks, and a minute after that the connection is broken.
+fn notice_death(stream: &TcpStream) -> nix::Result<()> {
+    setsockopt(stream, sockopt::KeepAlive, &true)?;
+    setsockopt(stream, sockopt::TcpKeepIdle, &30)?;
+    setsockopt(stream, sockopt::TcpKeepInterval, &15)?;
+    setsockopt(stream, sockopt::TcpKeepCount, &4)
 }
 
 /// The sentence of an error with those below it.

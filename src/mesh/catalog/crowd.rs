@@ -93,6 +93,9 @@ pub(super) async fn read(shared: Rc<Shared>, topic: Topic) {
             shared.due.borrow_mut().all = false;
             names = shared.crowd.borrow().clone();
         }
+        if names.is_empty() {
+            continue;
+        }
         let begun = Instant::now();
         match read_these(&shared, names.clone()).await {
             Ok(()) => {

@@ -95,8 +95,11 @@ fn request_rule(permission: &Permission) -> RequestRule {
     }
 }
 
+/// What a header's value is compared with, how, and what may stand before and after it.
+type Form<'a> = (&'a str, fn(String) -> HeaderMatch, &'static str, &'static str);
+
 fn header_rule(header: &HeaderPermission) -> HeaderRule {
-    let forms: [(&str, fn(String) -> HeaderMatch, &str, &str); 5] = [
+    let forms: [Form<'_>; 5] = [
         (&header.exact, HeaderMatch::Exact, "", ""),
         (&header.prefix, HeaderMatch::Prefix, "", ".*"),
         (&header.suffix, HeaderMatch::Suffix, ".*", ""),

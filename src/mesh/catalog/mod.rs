@@ -58,6 +58,10 @@ impl CatalogMesh {
         let shared = &self.shared;
         loop {
             let stirred = shared.stir.notified();
+            // A host without services has nothing to wait for.
+            if shared.state.borrow().locals.is_empty() {
+                return Ok(shared.state.borrow().picture().view);
+            }
             let view = shared.view.borrow().clone();
             let stays = shared.settled.get() || shared.fault().is_some();
             if let Some(view) = view.as_ref().filter(|_| stays) {

@@ -133,11 +133,13 @@ impl State {
 
     /// The mesh, with what was told so far.
     pub fn picture(&self) -> Picture {
-        let mut view = MeshView {
-            trust_domain: self.trust.as_ref().map(|(domain, _)| domain.clone()).unwrap_or_default(),
-            datacenter: self.datacenter.clone().unwrap_or_default(),
-            ..MeshView::default()
-        };
+        let mut view = MeshView::default();
+        if let Some((domain, _)) = &self.trust {
+            view.trust_domain.clone_from(domain);
+        }
+        if let Some(datacenter) = &self.datacenter {
+            view.datacenter.clone_from(datacenter);
+        }
         let mut warnings = Vec::new();
         for local in &self.locals {
             view.reach.entry(local.name.clone()).or_default().extend(self.reach(local));

@@ -53,6 +53,15 @@ fn every_kind_of_change_arrives() {
 
         callers_and_reach(&mesh).await;
         config_entries(&mesh).await;
+
+        // Who has no service needs nobody, and says nothing.
+        mesh.follow(&[]);
+        assert!(mesh.view().await.unwrap().services.is_empty());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        agent.kill();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(mesh.link().unwrap().fault, None);
+        assert!(mesh.view().await.unwrap().services.is_empty());
     });
 }
 

@@ -184,9 +184,9 @@ fn consuls_own_proxy_a_static_sidecar_and_ours_call_each_other() {
 
 async fn id_of(source: &str, destination: &str) -> String {
     let all = consul("GET", "/v1/connect/intentions", Value::Null).await;
-    let all = all.as_array().unwrap().iter();
-    let one = all.filter(|it| it["SourceName"] == source && it["DestinationName"] == destination);
-    one.last().unwrap()["ID"].as_str().unwrap().to_owned()
+    let one = all.as_array().unwrap().iter();
+    let mut one = one.filter(|it| it["SourceName"] == source && it["DestinationName"] == destination);
+    one.next().unwrap()["ID"].as_str().unwrap().to_owned()
 }
 
 /// A host of `static` with a certificate of Consul's, and a peers file that says what Consul knows.
