@@ -5,34 +5,15 @@
 //! out what the server's release does not know, and says what that costs; a [`Registry`] brings it
 //! in and keeps it there: it looks first and writes only when something differs.
 
-mod agent;
-mod answer;
-mod catalog;
-mod client;
-mod compare;
-mod definition;
 mod error;
-mod file;
-mod gate;
-mod recorded;
-mod registry;
+mod http;
+mod registration;
 mod server;
-mod settings;
-#[cfg(test)]
-mod tests;
-mod tls;
-mod transport;
-mod validate;
-mod watch;
 
-pub use agent::AgentRegistry;
-pub use catalog::{CatalogRegistry, Node};
-pub use client::{Answer, Client, Query, segment};
 pub use error::{ConsulError, ConsulWarning};
-pub use file::FileRegistry;
-pub use gate::{Feature, Gate};
-pub use recorded::{Call, Recorded};
-pub use registry::{Entry, Health, Key, Outcome, Registry};
+pub use http::{Answer, Client, Endpoint, Query, Settings, Token, TokenSource, Watch, segment};
+pub use registration::{
+    AgentRegistry, Call, CatalogRegistry, Contact, Entry, Feature, FileRegistry, Gate, Health, Key, Node,
+    Outcome, Presence, Recorded, Registry, Topic,
+};
 pub use server::{ServerFacts, Source, Version};
-pub use settings::{Endpoint, Settings, Token, TokenSource};
-pub use watch::Watch;

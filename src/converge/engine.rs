@@ -9,7 +9,6 @@ use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt};
 
 use super::adapters::Adapters;
-use super::error::ConvergeError;
 use super::facts;
 use super::names::Names;
 use super::preflight;
@@ -20,9 +19,8 @@ use crate::base::{Fault, Root};
 use crate::config::value::ServiceId;
 use crate::config::{self, Config, ServiceConfig};
 use crate::envoy::Publisher;
-use crate::netns;
 use crate::plan::{self, MeshView, Plan};
-use crate::redirect::{Desired, Drift};
+use crate::redirect::Desired;
 
 /// A plan together with the configuration that it came from.
 pub struct Intent {
@@ -236,7 +234,7 @@ impl Engine {
         faults
     }
 
-    fn around(&self) -> Around<'_> {
+    pub(super) fn around(&self) -> Around<'_> {
         Around {
             root: &self.root,
             units: &*self.adapters.units,
@@ -255,100 +253,6 @@ impl Engine {
             let phase = if phase == Phase::Live { Phase::Live } else { Phase::Starting };
             self.sidecars.insert(service.id.clone(), SidecarStatus { phase, ..SidecarStatus::default() });
         }
-    }
-
-    fn live(&self) -> BTreeSet<ServiceId> {
-        let live =
-            |(id, status): (&ServiceId, &SidecarStatus)| (status.phase == Phase::Live).then(|| id.clone());
-        self.sidecars.iter().filter_map(live).collect()
-    }
-
-    /// Route and rules as the plan and the sidecars' liveness want them.
-    async fn apply_rules(&mut self, plan: &Plan) -> Result<(), Fault> {
-        if plan.redirect.is_empty() {
-            return self.remove_rules().await;
-        }
-        for net in netns::our_virtual_routes().await? {
-            if Some(net) != plan.virtual_net {
-                netns::remove_virtual_route(net).await?;
-            }
-        }
-        if let Some(net) = plan.virtual_net {
-            netns::ensure_virtual_route(net).await?;
-        }
-        let desired = Desired { policy: plan.redirect.clone(), live: self.live() };
-        let unchanged = self.rules.as_ref() == Some(&desired)
-            && self.adapters.firewall.observe(&desired).is_ok_and(|seen| seen.differences.is_empty());
-        if !unchanged {
-            self.adapters.firewall.apply(&desired)?;
-            self.rules = Some(desired);
-        }
-        Ok(())
-    }
-
-    /// Starts listening for changes of the rules by others; `None` where the driver hears of none.
-    ///
-    /// # Errors
-    /// `ENM-R013` the kernel does not let us listen.
-    pub fn watch_rules(&self) -> Result<Option<Drift>, Fault> {
-        self.adapters.firewall.watch()
-    }
-
-    /// Sets route and rules again where somebody changed them since they were set last. Returns what
-    /// was amiss, a line each; nothing when all is as it was, or when there is nothing to keep.
-    ///
-    /// # Errors
-    /// They could not be set again.
-    pub async fn repair(&mut self) -> Result<Vec<String>, Fault> {
-        let Some(desired) = &self.rules else { return Ok(Vec::new()) };
-        let rules = self.adapters.firewall.repair(desired);
-        let mut amiss = Vec::new();
-        if let Some(net) = desired.policy.virtual_route
-            && netns::ensure_virtual_route(net).await?
-        {
-            amiss.push(format!("+ route {net} dev lo"));
-        }
-        amiss.extend(rules?);
-        Ok(amiss)
-    }
-
-    async fn remove_rules(&mut self) -> Result<(), Fault> {
-        self.rules = None;
-        self.adapters.firewall.remove()?;
-        for net in netns::our_virtual_routes().await? {
-            netns::remove_virtual_route(net).await?;
-        }
-        Ok(())
-    }
-
-    /// Ends sidecars that the plan does not know: drained when the plan in force knew them.
-    async fn end_unplanned(&self, plan: &Plan) -> Vec<Fault> {
-        let instances = match self.adapters.units.list().await {
-            Ok(instances) => instances,
-            Err(fault) => return vec![fault],
-        };
-        let planned = |instance: &String| plan.services.keys().any(|id| id.as_str() == instance);
-        self.end(instances.iter().filter(|instance| !planned(instance))).await
-    }
-
-    /// Ends sidecars, all at once: drained where the plan in force knows them.
-    async fn end(&self, instances: impl Iterator<Item = &String>) -> Vec<Fault> {
-        let around = &self.around();
-        let ends = instances.map(|instance| async move {
-            let id = instance.parse::<ServiceId>().ok();
-            let known = id.as_ref().and_then(|id| self.plan.as_ref()?.services.get(id));
-            let ended = match known {
-                Some(service) => around.take_down(service).await,
-                None => around.stop(instance).await,
-            };
-            let forgotten = match &id {
-                Some(id) => around.mesh.forget(id).await,
-                None => Ok(()),
-            };
-            let faults = ended.err().into_iter().chain(forgotten.err());
-            faults.map(|fault| fault.of_service(instance)).collect::<Vec<_>>()
-        });
-        join_all(ends).await.into_iter().flatten().collect()
     }
 
     fn remember(&mut self, config: &Config, plan: &Plan) {
@@ -402,108 +306,9 @@ impl Engine {
     pub fn next_renewal(&self) -> Option<SystemTime> {
         self.sidecars.values().filter_map(|status| status.renew_at).min()
     }
-
-    /// Takes services out of the mesh, all of them when none is named: inbound connections drain,
-    /// the sidecars end, their rules go, and with the last service everything else of enmesh's that
-    /// lives in the kernel or in `/run`.
-    ///
-    /// # Errors
-    /// `ENM-D007` a name that no service has.
-    pub async fn down(&mut self, names: &[String]) -> Result<Outcome, Fault> {
-        let known: BTreeSet<String> = self.known_instances().await?;
-        for name in names {
-            if !known.contains(name) {
-                return Err(ConvergeError::NoService { id: name.clone() }.into());
-            }
-        }
-        if self.plan.is_none() {
-            // Knowing the services, their connections can be drained; not knowing them is no reason to
-            // leave them up.
-            self.plan = self.intend().await.ok().map(|intent| intent.plan);
-        }
-        let all = names.is_empty();
-        let going = if all { known } else { names.iter().cloned().collect() };
-        let mut faults = self.end(going.iter()).await;
-        self.sidecars.retain(|id, _| !going.contains(id.as_str()));
-        if all {
-            keep(&mut faults, self.remove_rules().await);
-            keep(&mut faults, self.names.end(self.adapters.systemd.as_ref()).await);
-            self.plan = None;
-            self.state.generation = None;
-            self.state.services.clear();
-            self.state.mesh = None;
-        } else {
-            self.state.down.extend(going.iter().filter_map(|name| name.parse().ok()));
-            faults.extend(self.go_on_without().await);
-        }
-        keep(&mut faults, self.state.save(&self.root));
-        Ok(Outcome { faults })
-    }
-
-    /// After some services went: what is left of the plan. Without a plan in force (nobody runs as a
-    /// daemon) only the rules follow, because sidecars that nobody started are not asked for.
-    async fn go_on_without(&mut self) -> Vec<Fault> {
-        let intent = match self.intend().await {
-            Ok(intent) => intent,
-            Err(fault) => return vec![fault],
-        };
-        if self.plan.is_some() {
-            return self.converge(intent).await.faults;
-        }
-        let mut faults = Vec::new();
-        let desired = Desired { policy: intent.plan.redirect.clone(), live: BTreeSet::new() };
-        match self.adapters.firewall.observe(&desired) {
-            Ok(seen) if seen.generation.is_some() => {
-                self.look_at_new(&intent.plan).await;
-                keep(&mut faults, self.apply_rules(&intent.plan).await);
-            }
-            Ok(_) => {}
-            Err(fault) => faults.push(fault),
-        }
-        faults
-    }
-
-    async fn known_instances(&self) -> Result<BTreeSet<String>, Fault> {
-        let planned = self.plan.iter().flat_map(|plan| plan.services.keys().map(ToString::to_string));
-        let remembered = self.state.services.keys().map(ToString::to_string);
-        Ok(self.adapters.units.list().await?.into_iter().chain(planned).chain(remembered).collect())
-    }
-
-    /// Takes back an earlier `down` of the services named, or of all.
-    ///
-    /// # Errors
-    /// `ENM-D007` a name that no service has.
-    pub fn lift_down(&mut self, names: &[String]) -> Result<(), Fault> {
-        let config = load(&self.root, &self.state);
-        let here = |name: &String| {
-            let ids = config.services.iter().map(ServiceConfig::id);
-            ids.chain(self.state.services.keys().cloned()).any(|id| id.as_str() == name)
-        };
-        if let Some(name) = names.iter().find(|name| !here(name)) {
-            return Err(ConvergeError::NoService { id: name.clone() }.into());
-        }
-        self.state.down.retain(|id| !names.is_empty() && !names.iter().any(|name| name == id.as_str()));
-        Ok(())
-    }
-
-    /// Ends what must not outlive this process: the resolver always, the sidecars where enmesh itself
-    /// supervises them. The rules stay, with those sidecars not live, so the policy decides.
-    pub async fn rest(&mut self) -> Outcome {
-        let mut faults = Vec::new();
-        if self.adapters.systemd.is_none()
-            && let Some(plan) = self.plan.take()
-        {
-            let around = self.around();
-            let ends = plan.services.values().map(|service| around.take_down(service));
-            faults.extend(join_all(ends).await.into_iter().filter_map(Result::err));
-            self.sidecars.values_mut().for_each(|status| status.phase = Phase::Stopped);
-            keep(&mut faults, self.apply_rules(&plan).await);
-        }
-        Outcome { faults }
-    }
 }
 
-fn keep<T>(faults: &mut Vec<Fault>, result: Result<T, Fault>) {
+pub(super) fn keep<T>(faults: &mut Vec<Fault>, result: Result<T, Fault>) {
     faults.extend(result.err());
 }
 
@@ -528,7 +333,7 @@ pub async fn look(root: &Root) -> Result<Intent, Fault> {
 
 /// The configuration as it counts: a bad host file leaves the last good one in force, and what
 /// `enmesh down` took out stays out.
-fn load(root: &Root, state: &State) -> Config {
+pub(super) fn load(root: &Root, state: &State) -> Config {
     let in_force = |id: &ServiceId, file: &Path| {
         state.services.get(id).is_some_and(|service| ServiceConfig::from(service).source == file)
     };

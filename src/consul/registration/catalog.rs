@@ -9,8 +9,10 @@ use serde_json::{Map, Value, json};
 
 use super::compare::fields;
 use super::registry::{Key, Prepared, mark_of};
-use super::{Client, ConsulError, ConsulWarning, Entry, Gate, Health, Outcome, Query, Registry, segment};
 use crate::base::{Fault, LocalFuture};
+use crate::consul::{
+    Client, ConsulError, ConsulWarning, Entry, Gate, Health, Outcome, Query, Registry, segment,
+};
 
 /// The node that services of this host are put under. It stands for no agent.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,8 +4,8 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use super::registry::Key;
-use super::{ConsulError, Entry, Health, Outcome, Registry};
 use crate::base::{Fault, LocalFuture};
+use crate::consul::{ConsulError, Entry, Health, Outcome, Registry};
 
 /// One call, as it was made.
 #[derive(Debug, Clone, PartialEq)]

@@ -5,8 +5,8 @@
 
 use serde_json::Value;
 
-use super::ConsulError;
 use super::transport::Reply;
+use crate::consul::ConsulError;
 
 /// Longest sentence of Consul's that goes into an error, in characters.
 const SENTENCE: usize = 300;

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::answer::judge;
 use super::transport::{Ask, Reply, Transport};
-use super::{ConsulError, Settings};
+use crate::consul::{ConsulError, Settings};
 
 /// The pause before a read is tried again; it doubles each time, and half of it is chance, so that
 /// hosts that lost the same server do not come back at the same moment.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::{Client, ConsulError, Query};
+use crate::consul::{Client, ConsulError, Query};
 
 /// Consul adds up to a sixteenth of the wait by chance; the rest is for a server that is slow.
 const SLACK: Duration = Duration::from_secs(10);

@@ -8,9 +8,9 @@ use sha2::{Digest, Sha256};
 
 use super::definition::http_form;
 use super::validate::problems;
-use super::{ConsulError, Gate};
 use crate::base::{Fault, LocalFuture};
 use crate::config::value::ServiceId;
+use crate::consul::{ConsulError, Gate};
 use crate::plan::ServicePlan;
 
 /// The key of metadata that says what a registration was made from. It tells whether what is there

@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use super::definition::http_key;
-use super::{ConsulWarning, ServerFacts, Version};
 use crate::base::Fault;
+use crate::consul::{ConsulWarning, ServerFacts, Version};
 
 /// Something that releases of Consul have from some point on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

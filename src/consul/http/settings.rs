@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use hyper::Uri;
 
-use super::ConsulError;
 use crate::base::Root;
 use crate::base::files;
 use crate::config::ConsulConfig;
 use crate::config::value::ServiceName;
+use crate::consul::ConsulError;
 
 /// Where an agent listens unless somebody says otherwise.
 const DEFAULT_ADDRESS: &str = "http://127.0.0.1:8500";
@@ -162,7 +162,7 @@ impl Token {
     }
 
     /// The secret itself, for the header of a request and for a file that only the agent may read.
-    pub(super) fn secret(&self) -> &str {
+    pub(in crate::consul) fn secret(&self) -> &str {
         &self.0
     }
 }

@@ -15,8 +15,8 @@ use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
 use super::settings::{Endpoint, TokenSource};
-use super::{Client, ConsulError, Query, Settings};
 use crate::base::{Explain, Fault};
+use crate::consul::{Client, ConsulError, Query, Settings};
 
 const GOOD: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Consul-Index: 7\r\n\r\n42";
 

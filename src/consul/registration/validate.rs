@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use serde_json::{Map, Value};
 
-use super::ConsulError;
+use crate::consul::ConsulError;
 
 /// Consul's limits of metadata: pairs, bytes of a key, bytes of a value.
 const META: (usize, usize, usize) = (64, 128, 512);

@@ -7,8 +7,10 @@ use serde_json::Value;
 
 use super::compare::{check_ids, checks, fields, maintenance_check, sidecar_check_ids};
 use super::registry::{Key, MARK, Prepared, mark_of};
-use super::{Client, ConsulError, ConsulWarning, Entry, Gate, Health, Outcome, Query, Registry, segment};
 use crate::base::{Fault, LocalFuture};
+use crate::consul::{
+    Client, ConsulError, ConsulWarning, Entry, Gate, Health, Outcome, Query, Registry, segment,
+};
 
 /// The agent's HTTP API.
 #[derive(Debug)]

@@ -19,8 +19,8 @@ use tokio_rustls::rustls::{
     AlertDescription, CertificateError, ClientConfig, Error as TlsError, RootCertStore, SignatureScheme,
 };
 
-use super::{ConsulError, Settings};
 use crate::base::files;
+use crate::consul::{ConsulError, Settings};
 
 /// Where distributions keep the CAs that the system trusts: Debian, Fedora, Alpine, SUSE. Consul's
 /// own tools trust the same ones, an administrator's additions among them.

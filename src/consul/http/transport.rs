@@ -18,7 +18,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::settings::{Endpoint, Token};
 use super::tls::{Ready, Tls};
-use super::{ConsulError, Settings};
+use crate::consul::{ConsulError, Settings};
 
 /// The largest body that is read, in bytes: a catalog of ten thousand instances has about 10 MB.
 const BODY_LIMIT: usize = 32 << 20;

@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 
 use super::agent::{Seen, marked, set_maintenance};
 use super::registry::{Key, Prepared, mark};
-use super::{Client, ConsulError, ConsulWarning, Entry, Gate, Health, Outcome, Query, Registry};
 use crate::base::files::{self, Access};
 use crate::base::{Fault, LocalFuture, Root};
+use crate::consul::{Client, ConsulError, ConsulWarning, Entry, Gate, Health, Outcome, Query, Registry};
 
 /// Where the agent looks for it.
 const PATH: &str = "/etc/consul.d/service-registration.json";

@@ -1,0 +1,20 @@
+//! Getting a service registered: in what form, what of it the server takes, and three ways there.
+
+mod agent;
+mod catalog;
+mod compare;
+mod definition;
+mod file;
+mod gate;
+mod presence;
+mod recorded;
+mod registry;
+mod validate;
+
+pub use agent::AgentRegistry;
+pub use catalog::{CatalogRegistry, Node};
+pub use file::FileRegistry;
+pub use gate::{Feature, Gate};
+pub use presence::{Contact, Presence, Topic};
+pub use recorded::{Call, Recorded};
+pub use registry::{Entry, Health, Key, Outcome, Registry};
