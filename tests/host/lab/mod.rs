@@ -10,7 +10,9 @@
 //! | `bare` | the lab without enmesh: the watch sees what there is to see |
 //! | `seed` | the two service files of the field, and all that can happen |
 //! | `chaos` | restarts and kills in every order |
+//! | `acl` | ACLs that deny by default, tokens of all kinds, intentions |
 
+mod acl;
 mod apps;
 mod bare;
 mod chaos;
