@@ -68,6 +68,9 @@ pub fn table(status: &Value) -> String {
         word(at(generation, "/number")),
         word(at(generation, "/hash"))
     );
+    if let consul @ Value::Object(_) = at(status, "/consul") {
+        text.push_str(&consul_lines(consul));
+    }
     let repaired = at(status, "/rules_repaired").as_u64().unwrap_or(0);
     if repaired > 0 {
         let last = at(status, "/last_repair");
@@ -108,8 +111,43 @@ pub fn table(status: &Value) -> String {
     text
 }
 
+/// What is known of Consul.
+fn consul_lines(consul: &Value) -> String {
+    let text_of = |pointer| at(consul, pointer).as_str().unwrap_or("?");
+    let mut text = format!(
+        "consul {} at {}  datacenter {}  node {}  registration {}",
+        text_of("/version"),
+        text_of("/server"),
+        text_of("/datacenter"),
+        text_of("/node"),
+        text_of("/registration")
+    );
+    let since = at(consul, "/since").as_u64().filter(|since| *since > 0);
+    let for_so_long =
+        since.map(|since| format!(" for {}", Span(Duration::from_secs(now().saturating_sub(since)))));
+    match faults_of(at(consul, "/fault")).first() {
+        None if since.is_some() => {
+            let _ = writeln!(text, "  stream up{}", for_so_long.unwrap_or_default());
+        }
+        None => text.push_str("  stream not up yet\n"),
+        Some(fault) => {
+            let _ = writeln!(text, "  stream down{}\n  {fault}", for_so_long.unwrap_or_default());
+        }
+    }
+    let without: Vec<&str> =
+        at(consul, "/without").as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    if !without.is_empty() {
+        let _ = writeln!(text, "  this release is without: {}", without.join(", "));
+    }
+    text
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs())
+}
+
 fn expiry(seconds: Option<u64>) -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    let now = now();
     match seconds {
         None => "-".to_owned(),
         Some(at) if at <= now => "expired".to_owned(),

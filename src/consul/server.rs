@@ -85,6 +85,8 @@ pub struct ServerFacts {
     pub envoys: Vec<String>,
     /// First and last port that it gives to sidecars.
     pub sidecar_ports: Option<(u16, u16)>,
+    /// Whether services may call each other where no intention says anything.
+    pub default_allow: Option<bool>,
 }
 
 impl ServerFacts {
@@ -99,6 +101,7 @@ impl ServerFacts {
             xds_plaintext: None,
             envoys: Vec::new(),
             sidecar_ports: None,
+            default_allow: None,
         }
     }
 
@@ -148,6 +151,7 @@ impl ServerFacts {
             },
             envoys: envoys.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect(),
             sidecar_ports: sidecars.0.zip(sidecars.1),
+            default_allow: default_allow(body),
         })
     }
 
@@ -170,6 +174,22 @@ impl ServerFacts {
             ..Self::unknown()
         }
     }
+}
+
+/// A setting of its own in newer releases; otherwise the default policy of ACLs, and everything is
+/// allowed where there are none.
+fn default_allow(body: &Value) -> Option<bool> {
+    let debug = body.get("DebugConfig")?;
+    let text = |path: &str| debug.pointer(path).and_then(Value::as_str).filter(|text| !text.is_empty());
+    if let Some(policy) = text("/DefaultIntentionPolicy") {
+        return Some(policy == "allow");
+    }
+    if !debug.get("ACLsEnabled").and_then(Value::as_bool)? {
+        return Some(true);
+    }
+    // Moved in 1.10.
+    let policy = text("/ACLResolverSettings/ACLDefaultPolicy").or_else(|| text("/ACLDefaultPolicy"))?;
+    Some(policy == "allow")
 }
 
 /// 0 is how Consul says that there is none, and so is a negative number.
@@ -220,6 +240,25 @@ mod tests {
         }));
         assert_eq!((new.xds_tls, new.xds_plaintext, new.enterprise), (Some(8503), None, true));
         assert!(ServerFacts::of_agent(&json!({})).is_err());
+    }
+
+    #[test]
+    fn the_default_for_intentions_of_each_age() {
+        for (debug, expected) in [
+            (json!({ "ACLsEnabled": false, "ACLDefaultPolicy": "deny" }), Some(true)),
+            (json!({ "ACLsEnabled": true, "ACLDefaultPolicy": "deny" }), Some(false)),
+            (json!({ "ACLsEnabled": true, "ACLDefaultPolicy": "allow" }), Some(true)),
+            (
+                json!({ "ACLsEnabled": true, "ACLResolverSettings": { "ACLDefaultPolicy": "deny" } }),
+                Some(false),
+            ),
+            (json!({ "ACLsEnabled": false, "DefaultIntentionPolicy": "deny" }), Some(false)),
+            (json!({ "ACLsEnabled": true }), None),
+            (json!({}), None),
+        ] {
+            let body = json!({ "Config": { "Version": "1.8.7" }, "DebugConfig": debug });
+            assert_eq!(ServerFacts::of_agent(&body).unwrap().default_allow, expected, "{body}");
+        }
     }
 
     #[test]

@@ -35,6 +35,8 @@ pub enum Subject {
     File,
     /// A sidecar.
     Unit,
+    /// What Consul has of a service.
+    Registration,
 }
 
 /// What happens to it.
@@ -67,8 +69,9 @@ impl fmt::Display for Change {
             Subject::Route => "route",
             Subject::File => "file",
             Subject::Unit => "unit",
+            Subject::Registration => "consul",
         };
-        write!(f, "{} {subject:<5} {}", self.kind.sign(), self.name)?;
+        write!(f, "{} {subject:<6} {}", self.kind.sign(), self.name)?;
         for detail in &self.details {
             write!(f, "\n      {detail}")?;
         }

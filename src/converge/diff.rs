@@ -6,6 +6,7 @@ use super::change::{Change, Kind, Subject};
 use super::engine::Engine;
 use crate::base::Fault;
 use crate::config::value::ServiceId;
+use crate::consul::Key;
 use crate::netns;
 use crate::plan::{Plan, ServicePlan};
 use crate::redirect::Desired;
@@ -23,6 +24,7 @@ impl Engine {
         for service in plan.services.values() {
             changes.extend(self.diff_files(plan, service)?);
         }
+        changes.extend(self.diff_registrations(plan).await?);
         changes.extend(self.diff_units(plan).await?);
         Ok(changes)
     }
@@ -75,6 +77,30 @@ impl Engine {
         };
         let name = name.to_owned();
         Ok(Some(Change { subject: Subject::Rules, name, kind, service: None, details }))
+    }
+
+    async fn diff_registrations(&self, plan: &Plan) -> Result<Vec<Change>, Fault> {
+        let Some(membership) = &self.adapters.drive.membership else { return Ok(Vec::new()) };
+        let change = |key: &Key, kind, details| Change {
+            subject: Subject::Registration,
+            name: key.id.to_string(),
+            kind,
+            service: Some(key.id.clone()),
+            details,
+        };
+        let mut changes = Vec::new();
+        for (key, differences) in membership.observe(plan).await? {
+            let new = format!("+ service {}", key.id);
+            match differences.contains(&new) {
+                _ if differences.is_empty() => {}
+                true => changes.push(change(&key, Kind::Add, Vec::new())),
+                false => changes.push(change(&key, Kind::Change, differences)),
+            }
+        }
+        let planned = |key: &Key| plan.services.contains_key(&key.id);
+        let gone = self.state.registered.iter().filter(|key| !planned(key));
+        changes.extend(gone.map(|key| change(key, Kind::Remove, Vec::new())));
+        Ok(changes)
     }
 
     async fn diff_units(&self, plan: &Plan) -> Result<Vec<Change>, Fault> {

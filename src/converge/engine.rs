@@ -9,7 +9,9 @@ use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt};
 
 use super::adapters::Adapters;
+use super::drive::Drive;
 use super::facts;
+use super::membership::{ConsulStatus, Membership, Registered};
 use super::names::Names;
 use super::preflight;
 use super::sidecar::{Around, Phase, SidecarStatus};
@@ -17,9 +19,10 @@ use super::state::{Remembered, State};
 use crate::base::units::Units;
 use crate::base::{Fault, Root};
 use crate::config::value::ServiceId;
-use crate::config::{self, Config, ServiceConfig};
+use crate::config::{self, Config, HostConfig, Mode, ServiceConfig};
 use crate::envoy::Publisher;
-use crate::plan::{self, MeshView, Plan};
+use crate::mesh::Local;
+use crate::plan::{self, HostFacts, MeshView, Plan};
 use crate::redirect::Desired;
 
 /// A plan together with the configuration that it came from.
@@ -32,6 +35,8 @@ pub struct Intent {
     pub view: MeshView,
     /// Why that is the mesh as it was seen last, where it cannot be seen now.
     pub unseen: Option<Fault>,
+    /// What a person should know of the control plane.
+    pub of_mesh: Vec<Fault>,
 }
 
 impl Intent {
@@ -43,7 +48,8 @@ impl Intent {
     /// Everything that a person should know.
     pub fn warnings(&self) -> Vec<Fault> {
         let watches = preflight::watches(&self.plan).map(Fault::from);
-        self.config.warnings.iter().chain(&self.plan.warnings).cloned().chain(watches).collect()
+        let of_files = self.config.warnings.iter().chain(&self.plan.warnings);
+        of_files.chain(&self.of_mesh).cloned().chain(watches).collect()
     }
 }
 
@@ -79,6 +85,10 @@ pub struct Engine {
     pub(super) sidecars: BTreeMap<ServiceId, SidecarStatus>,
     /// The rules as they were set last.
     pub(super) rules: Option<Desired>,
+    /// What the plan in force was made from.
+    made_from: Option<(Config, HostFacts)>,
+    /// The host file as it counted last.
+    host: HostConfig,
 }
 
 impl Engine {
@@ -105,6 +115,8 @@ impl Engine {
             plan: None,
             sidecars: BTreeMap::new(),
             rules: None,
+            made_from: None,
+            host: config.host,
         };
         Ok((engine, unreadable.into_iter().collect()))
     }
@@ -126,7 +138,17 @@ impl Engine {
 
     /// Files whose change may change the mesh.
     pub fn mesh_paths(&self) -> Vec<PathBuf> {
-        self.adapters.mesh.watch_paths()
+        self.adapters.drive.watch_paths(&self.root, &self.host)
+    }
+
+    /// How Consul is, where it has a part in this.
+    pub fn consul(&self) -> Option<ConsulStatus> {
+        self.adapters.drive.consul_status()
+    }
+
+    /// How each registration is.
+    pub fn registered(&self, id: &ServiceId) -> Option<&Registered> {
+        self.adapters.drive.membership.as_ref()?.registered().get(id)
     }
 
     /// The plan in force.
@@ -141,7 +163,7 @@ impl Engine {
 
     /// The names of the driver, the unit manager and the control plane.
     pub fn adapters(&self) -> [&'static str; 3] {
-        [self.adapters.firewall.name(), self.adapters.units.name(), self.adapters.mesh.name()]
+        [self.adapters.firewall.name(), self.adapters.units.name(), self.adapters.drive.name()]
     }
 
     /// Works out what should be true now.
@@ -156,19 +178,78 @@ impl Engine {
         {
             return Err(fault.clone());
         }
-        self.adapters.use_mesh(&self.root, &config.host)?;
+        self.host = config.host.clone();
+        let drive = &mut self.adapters.drive;
+        drive.follow(&self.root, &config.host).await?;
         if self.purpose == Purpose::Converge {
-            self.adapters.mesh.prepare(SystemTime::now()).await?;
+            drive.mesh.prepare(SystemTime::now()).await?;
         }
-        let (view, unseen) = match (self.adapters.mesh.view().await, &self.state.mesh) {
-            (Ok(view), _) => (view, None),
-            (Err(fault), Some(seen_last)) => (seen_last.clone(), Some(fault)),
-            (Err(fault), None) => return Err(fault),
-        };
+        drive.mesh.follow(&locals(&config));
+        let (view, unseen) = self.view().await;
         let users = self.adapters.unit_users(facts::scoped_units(&config)).await;
-        let facts = facts::live(&self.root, &config, &self.state, view.clone(), users).await?;
+        let mut facts = facts::live(&self.root, &config, &self.state, view.clone(), users).await?;
+        let drive = &self.adapters.drive;
+        facts.xds = drive.xds.clone();
+        facts.merged = drive.membership.as_ref().map(Membership::merged).unwrap_or_default();
         let plan = plan::plan(&config, &facts);
-        Ok(Intent { config, plan, view, unseen })
+        self.made_from = Some((config.clone(), facts));
+        let of_mesh = self.adapters.drive.warnings();
+        Ok(Intent { config, plan, view, unseen, of_mesh })
+    }
+
+    /// The mesh as it is; as it was seen last where it cannot be seen; and where it never was, an empty
+    /// one, so that the rules close what belongs into it.
+    async fn view(&self) -> (MeshView, Option<Fault>) {
+        match self.adapters.drive.mesh.view().await {
+            Ok(view) => (view, None),
+            Err(fault) => (self.state.mesh.clone().unwrap_or_default(), Some(fault)),
+        }
+    }
+
+    /// Waits until the mesh, or what Consul has of this host, may have changed.
+    pub async fn mesh_changed(&self) {
+        self.adapters.drive.changed().await;
+    }
+
+    /// Takes up a change of the mesh that leaves this host's services, rules and names as they are:
+    /// what sidecars are told changes, and nothing else is looked at. `None` where it takes converging.
+    pub async fn refresh(&mut self) -> Option<Outcome> {
+        let (config, facts) = self.made_from.as_ref()?;
+        let view = self.adapters.drive.mesh.view().await.ok()?;
+        let merged = self.adapters.drive.membership.as_ref().map(Membership::merged).unwrap_or_default();
+        let facts = HostFacts {
+            mesh: view.clone(),
+            merged,
+            allocations: self.state.allocations.clone(),
+            previous: self.state.generation.clone(),
+            ..facts.clone()
+        };
+        let plan = plan::plan(config, &facts);
+        let in_force = self.plan.as_ref()?;
+        let alike = plan.generation == in_force.generation
+            && plan.allocations == in_force.allocations
+            && plan.services.keys().all(|id| self.live().contains(id));
+        if !alike {
+            return None;
+        }
+        let around = self.around();
+        let told = plan.services.values().map(|service| around.tell(&plan, service));
+        let told: Vec<_> = stream::iter(told).buffered(AT_ONCE).collect().await;
+        let mut faults = Vec::new();
+        for (id, told) in plan.services.keys().zip(told) {
+            let Some(status) = self.sidecars.get_mut(id) else { continue };
+            match told {
+                Ok(told) => (status.certificate_expires, status.renew_at) = (told.0, told.1),
+                Err(fault) => {
+                    status.fault = Some(fault.clone());
+                    faults.push(fault);
+                }
+            }
+        }
+        // Written with the next generation: who is well at the moment is not worth a write to disk.
+        self.state.mesh = Some(view);
+        self.plan = Some(plan);
+        Some(Outcome { faults })
     }
 
     /// Makes `intent` true.
@@ -196,6 +277,7 @@ impl Engine {
             return Outcome { faults };
         }
 
+        faults.extend(self.register(&plan).await);
         let around = self.around();
         let ups = plan.services.values().map(|service| around.bring_up(&plan, service));
         let statuses: Vec<SidecarStatus> = stream::iter(ups).buffered(AT_ONCE).collect().await;
@@ -204,8 +286,10 @@ impl Engine {
 
         keep(&mut faults, self.apply_rules(&plan).await);
         faults.extend(self.verify(&plan).await);
+        faults.extend(self.tell_health(&plan).await);
         keep(&mut faults, self.names.serve(&plan.dns, self.adapters.systemd.as_ref()).await);
         faults.extend(self.end_unplanned(&plan).await);
+        faults.extend(self.deregister_unplanned(&plan).await);
         self.remember(&config, &plan);
         self.state.mesh = Some(view);
         keep(&mut faults, self.state.save(&self.root));
@@ -238,7 +322,7 @@ impl Engine {
         Around {
             root: &self.root,
             units: &*self.adapters.units,
-            mesh: &*self.adapters.mesh,
+            mesh: &*self.adapters.drive.mesh,
             publisher: &self.publisher,
         }
     }
@@ -292,10 +376,11 @@ impl Engine {
                 status.fault = status.fault.take().filter(|fault| fault.code.starts_with("ENM-E"));
             }
         }
-        let fault = match self.rules.as_ref().is_some_and(|rules| rules.live == self.live()) {
-            true => None,
-            false => self.apply_rules(&plan).await.err(),
-        };
+        let mut fault = None;
+        if self.rules.as_ref().is_none_or(|rules| rules.live != self.live()) {
+            fault = self.apply_rules(&plan).await.err();
+            fault = fault.or(self.tell_health(&plan).await.into_iter().next());
+        }
         let all =
             plan.services.keys().all(|id| self.sidecars.get(id).is_some_and(|s| s.phase == Phase::Live));
         self.plan = Some(plan);
@@ -321,14 +406,35 @@ pub async fn look(root: &Root) -> Result<Intent, Fault> {
     // Only root may read the state; without it, everything is given out as on a fresh host.
     let state = State::load(root).map(|(state, _)| state).unwrap_or_default();
     let config = load(root, &state);
-    let view = super::adapters::mesh(root, &config.host)?.view().await?;
-    let facts = if root.is_host() {
+    let mut drive = Drive::new(root, &config.host)?;
+    if root.is_host() {
+        drive.follow(root, &config.host).await?;
+        drive.mesh.follow(&locals(&config));
+    }
+    let (view, unseen) = match drive.mesh.view().await {
+        Ok(view) => (view, None),
+        Err(fault) => (state.mesh.clone().unwrap_or_default(), Some(fault)),
+    };
+    let mut facts = if root.is_host() {
         facts::live(root, &config, &state, view.clone(), BTreeMap::new()).await?
     } else {
         facts::offline(root, &config, &state, view.clone())?
     };
+    let of_mesh = drive.warnings();
+    facts.xds = drive.xds;
     let plan = plan::plan(&config, &facts);
-    Ok(Intent { config, plan, view, unseen: None })
+    Ok(Intent { config, plan, view, unseen, of_mesh })
+}
+
+/// The services that a control plane is to follow.
+fn locals(config: &Config) -> Vec<Local> {
+    let local = |service: &ServiceConfig| Local {
+        id: service.id(),
+        name: service.name.clone(),
+        upstreams: service.upstreams.iter().map(|upstream| upstream.name.clone()).collect(),
+        transparent: service.capture.mode == Mode::Transparent,
+    };
+    config.services.iter().filter(|service| service.enabled).map(local).collect()
 }
 
 /// The configuration as it counts: a bad host file leaves the last good one in force, and what

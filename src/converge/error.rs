@@ -61,11 +61,11 @@ pub enum ConvergeError {
         /// The service.
         id: String,
     },
-    /// A setting that this version does not carry out.
-    #[error("{setting} is not carried out by this version")]
-    NotYet {
-        /// The setting.
-        setting: String,
+    /// Consul was not asked yet.
+    #[error("Consul at {server} was not asked yet")]
+    NotAsked {
+        /// The address.
+        server: String,
     },
     /// The files cannot be watched.
     #[error("cannot watch {} for changes", path.display())]
@@ -141,7 +141,7 @@ impl Explain for ConvergeError {
             ConvergeError::NoDaemon { .. } => "ENM-D005",
             ConvergeError::BadAnswer { .. } => "ENM-D006",
             ConvergeError::NoService { .. } => "ENM-D007",
-            ConvergeError::NotYet { .. } => "ENM-D008",
+            ConvergeError::NotAsked { .. } => "ENM-D017",
             ConvergeError::Watch { .. } => "ENM-D009",
             ConvergeError::Listen { .. } => "ENM-D010",
             ConvergeError::ForeignRedirector { .. } => "ENM-D012",
@@ -171,7 +171,7 @@ impl Explain for ConvergeError {
                 "the daemon may be of another version: restart it (`systemctl restart enmesh`; sidecars and connections live on)".to_owned()
             }
             ConvergeError::NoService { .. } => "`enmesh status` lists the services of this host".to_owned(),
-            ConvergeError::NotYet { .. } => "set control_plane = \"static\" in /etc/enmesh/enmesh.toml; the CHANGELOG says what is there".to_owned(),
+            ConvergeError::NotAsked { .. } => "wait for it to answer; `enmesh status` shows what is missing".to_owned(),
             ConvergeError::Watch { .. } => {
                 "raise fs.inotify.max_user_watches or fs.inotify.max_user_instances if they are used up".to_owned()
             }
@@ -197,10 +197,10 @@ impl Explain for ConvergeError {
 
     fn class(&self) -> Class {
         match self {
-            ConvergeError::NewerState { .. }
-            | ConvergeError::NoService { .. }
-            | ConvergeError::NotYet { .. } => Class::Config,
-            ConvergeError::Locked { .. } | ConvergeError::NoDaemon { .. } => Class::Unavailable,
+            ConvergeError::NewerState { .. } | ConvergeError::NoService { .. } => Class::Config,
+            ConvergeError::Locked { .. }
+            | ConvergeError::NotAsked { .. }
+            | ConvergeError::NoDaemon { .. } => Class::Unavailable,
             ConvergeError::Capabilities { .. } => Class::Privilege,
             ConvergeError::NoFlow { .. } => Class::Usage,
             _ => Class::Failed,

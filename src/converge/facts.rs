@@ -23,7 +23,7 @@ const LIMIT: u64 = 16 << 20;
 /// A file of the tree is there and cannot be read.
 pub fn offline(root: &Root, config: &Config, state: &State, mesh: MeshView) -> Result<HostFacts, Fault> {
     Ok(HostFacts {
-        hostname: text(root, "/etc/hostname")?.trim().to_owned(),
+        hostname: hostname(root),
         users: users(&text(root, "/etc/passwd")?),
         port_names: port_names(&text(root, "/etc/services")?),
         ipv6: true,
@@ -90,6 +90,12 @@ pub fn scoped_units(config: &Config) -> BTreeSet<String> {
             Scope::Host | Scope::User(_) | Scope::Netns(_) => None,
         })
         .collect()
+}
+
+/// The host's name: the kernel's for this host, else what the tree says.
+pub fn hostname(root: &Root) -> String {
+    let kernel = root.is_host().then(|| nix::unistd::gethostname().ok()?.into_string().ok()).flatten();
+    kernel.unwrap_or_else(|| text(root, "/etc/hostname").unwrap_or_default().trim().to_owned())
 }
 
 fn text(root: &Root, path: &str) -> Result<String, Fault> {

@@ -64,8 +64,10 @@ impl Engine {
         }
         let all = names.is_empty();
         let going = if all { known } else { names.iter().cloned().collect() };
-        let mut faults = self.end(going.iter()).await;
+        let mut faults = self.announce_end(&going).await;
+        faults.extend(self.end(going.iter()).await);
         self.sidecars.retain(|id, _| !going.contains(id.as_str()));
+        faults.extend(self.deregister(&|key| going.contains(key.id.as_str())).await);
         if all {
             keep(&mut faults, self.remove_rules().await);
             keep(&mut faults, self.names.end(self.adapters.systemd.as_ref()).await);

@@ -98,7 +98,20 @@ impl Around<'_> {
         status
     }
 
-    async fn try_bring_up(
+    /// Writes what the sidecar is to know now, where that changed. Returns when its certificate ends
+    /// and when it is to be renewed.
+    pub async fn tell(
+        &self,
+        plan: &Plan,
+        service: &ServicePlan,
+    ) -> Result<(Option<u64>, Option<SystemTime>), Fault> {
+        let mut status = SidecarStatus::default();
+        let told = self.publish(plan, service, &mut status).await;
+        told.map(|()| (status.certificate_expires, status.renew_at))
+            .map_err(|fault| fault.of_service(&service.id))
+    }
+
+    async fn publish(
         &self,
         plan: &Plan,
         service: &ServicePlan,
@@ -111,6 +124,16 @@ impl Around<'_> {
         status.renew_at = Some(ca::renew_at(&credentials, ca::jitter(&credentials)));
         let published = self.publisher.publish(service, &plan.mesh, Some(&credentials)).await?;
         status.verified = published.verified;
+        Ok(())
+    }
+
+    async fn try_bring_up(
+        &self,
+        plan: &Plan,
+        service: &ServicePlan,
+        status: &mut SidecarStatus,
+    ) -> Result<(), Fault> {
+        self.publish(plan, service, status).await?;
         // Looked at before one that runs is ended for it.
         envoy::Programs::default().find(&service.sidecar.program)?;
         let spec = envoy::unit_spec(service, self.root)?;

@@ -11,6 +11,7 @@ use crate::base::files::{self, Access};
 use crate::base::{Fault, Root};
 use crate::config::value::ServiceId;
 use crate::config::{HostConfig, Legacy, ServiceConfig};
+use crate::consul::Key;
 use crate::plan::{Allocations, Generation, MeshView};
 
 /// Where the state is.
@@ -38,6 +39,8 @@ pub struct State {
     pub mesh: Option<MeshView>,
     /// The service configurations that were good last.
     pub services: BTreeMap<ServiceId, Remembered>,
+    /// What was registered in Consul and not taken out since.
+    pub registered: BTreeSet<Key>,
     /// Services that `enmesh down` took out; they stay out until `enmesh apply` names them.
     pub down: BTreeSet<ServiceId>,
 }
@@ -51,6 +54,7 @@ impl Default for State {
             host: None,
             mesh: None,
             services: BTreeMap::new(),
+            registered: BTreeSet::new(),
             down: BTreeSet::new(),
         }
     }

@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 
 use super::engine::Engine;
+use super::membership::{ConsulStatus, Registered};
 use super::sidecar::Phase;
 use crate::base::Fault;
 use crate::plan::Generation;
@@ -27,6 +28,8 @@ pub struct Status {
     pub units: &'static str,
     /// Who drives Envoy.
     pub control_plane: &'static str,
+    /// Consul, where it has a part in this.
+    pub consul: Option<ConsulStatus>,
     /// The mesh's trust domain.
     pub trust_domain: String,
     /// The services, by id.
@@ -75,6 +78,8 @@ pub struct ServiceStatus {
     pub inbound_port: Option<u16>,
     /// The identity in its certificate.
     pub identity: String,
+    /// How its registration in Consul is; `None` where there is none to be.
+    pub registration: Option<Registered>,
     /// Its virtual IPs.
     pub virtual_ips: Vec<std::net::IpAddr>,
     /// When its certificate ends, in seconds since 1970.
@@ -88,6 +93,7 @@ impl Status {
     pub fn update(&mut self, engine: &Engine) {
         self.version = env!("CARGO_PKG_VERSION");
         [self.driver, self.units, self.control_plane] = engine.adapters();
+        self.consul = engine.consul();
         let plan = engine.plan_in_force();
         self.generation = plan.map(|plan| plan.generation.clone());
         self.trust_domain = plan.map(|plan| plan.mesh.trust_domain.clone()).unwrap_or_default();
@@ -106,6 +112,7 @@ impl Status {
                     inbound_port: service.sidecar.inbound_port,
                     identity: service.identity.to_string(),
                     virtual_ips: entry.map(|e| e.virtual_ips.iter().copied().collect()).unwrap_or_default(),
+                    registration: engine.registered(&service.id).cloned(),
                     certificate_expires: sidecar.certificate_expires,
                     fault: sidecar.fault,
                 };
@@ -195,6 +202,16 @@ impl Status {
             "Times rules that somebody else changed were set again.",
             &one(self.rules_repaired),
         );
+        if let Some(consul) = &self.consul {
+            let reached = u64::from(consul.fault.is_none() && consul.since > 0);
+            metric("enmesh_consul_reached", "gauge", "1 while Consul answers.", &one(reached));
+            metric(
+                "enmesh_service_registered",
+                "gauge",
+                "1 when Consul has the service as it should be.",
+                &per_service(&|s| u64::from(s.registration.as_ref().is_some_and(|it| it.done))),
+            );
+        }
         metric("enmesh_faults", "gauge", "Faults in force.", &one(self.faults.len() as u64));
         metric(
             "enmesh_sidecar_live",

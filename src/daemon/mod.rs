@@ -69,6 +69,7 @@ enum Wake {
     Missed,
     Recheck,
     Drift,
+    Mesh,
     Watchdog,
 }
 
@@ -118,6 +119,7 @@ impl Daemon {
                 Wake::Unit(event) => fed(self.recheck(event.instance.parse().ok())).await,
                 Wake::Missed | Wake::Recheck => fed(self.recheck(None)).await,
                 Wake::Drift => fed(self.repair()).await,
+                Wake::Mesh => fed(self.refresh()).await,
                 Wake::Watchdog => {
                     notify::watchdog();
                     self.timers.fed();
@@ -149,6 +151,7 @@ impl Daemon {
                 if let Err(fault) = changed { log::fault(&fault); }
                 Wake::Reload
             }
+            () = self.engine.mesh_changed() => Wake::Mesh,
             () = self.timers.retry() => Wake::Reload,
             () = self.timers.renewal() => Wake::Reload,
             () = self.timers.recheck() => Wake::Recheck,
@@ -182,6 +185,30 @@ impl Daemon {
         );
         self.timers.converged(&self.engine, &status);
         faults
+    }
+
+    /// Takes up a change of the mesh: only what sidecars are told where that is all there is to it.
+    async fn refresh(&mut self) {
+        let Some(Outcome { faults }) = self.engine.refresh().await else {
+            self.converge().await;
+            return;
+        };
+        faults.iter().for_each(log::fault);
+        let before = self.status.borrow().consul.as_ref().and_then(|consul| consul.fault.clone());
+        self.status.borrow_mut().update(&self.engine);
+        let now = self.status.borrow().consul.as_ref().and_then(|consul| consul.fault.clone());
+        match (before, now) {
+            (None, Some(fault)) => {
+                log::fault(&fault);
+                tracing::warn!("what Consul told last stays in force until it answers again");
+            }
+            (Some(_), None) => tracing::info!("Consul answers again"),
+            _ => {}
+        }
+        self.timers.refreshed(&self.engine);
+        if !faults.is_empty() {
+            self.timers.failed();
+        }
     }
 
     async fn recheck(&mut self, id: Option<config::value::ServiceId>) {

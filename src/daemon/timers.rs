@@ -67,9 +67,7 @@ impl Timers {
 
     /// After converging: what is due next.
     pub fn converged(&mut self, engine: &Engine, status: &Status) {
-        let now = SystemTime::now();
-        self.renewal =
-            engine.next_renewal().map(|at| Instant::now() + at.duration_since(now).unwrap_or(OVERDUE_LOOK));
+        self.refreshed(engine);
         self.looked(status.services.values().all(|service| service.phase == Phase::Live));
         // Bad configuration does not get better by itself: the watcher tells when it changed.
         if status.faults.iter().any(|fault| fault.class != Class::Config) {
@@ -77,6 +75,13 @@ impl Timers {
         } else {
             self.retry.disarm();
         }
+    }
+
+    /// After sidecars were told something: when their certificates are due.
+    pub fn refreshed(&mut self, engine: &Engine) {
+        let now = SystemTime::now();
+        self.renewal =
+            engine.next_renewal().map(|at| Instant::now() + at.duration_since(now).unwrap_or(OVERDUE_LOOK));
     }
 
     /// After something went wrong that converging may mend.

@@ -60,6 +60,11 @@ pub trait MeshSource {
     fn link(&self) -> Option<Link> {
         None
     }
+
+    /// What a person should know about the view as it was told last.
+    fn warnings(&self) -> Vec<Fault> {
+        Vec::new()
+    }
 }
 
 /// A service of this host, as far as a source needs to know it.

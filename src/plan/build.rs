@@ -330,8 +330,11 @@ fn generation(plan: &Plan, previous: Option<&Generation>) -> Generation {
         dns: &'a DnsPlan,
         mesh: &'a MeshView,
     }
-    let content =
-        Content { services: &plan.services, redirect: &plan.redirect, dns: &plan.dns, mesh: &plan.mesh };
+    // Who is well at the moment is no matter of generations: it changes all the time, and nothing but
+    // the endpoints that sidecars are told follows from it.
+    let mut mesh = plan.mesh.clone();
+    mesh.services.values_mut().for_each(|service| service.instances.clear());
+    let content = Content { services: &plan.services, redirect: &plan.redirect, dns: &plan.dns, mesh: &mesh };
     // Plain data with string keys always serialises; an empty text would only merge generations.
     let bytes = serde_json::to_vec(&content).unwrap_or_default();
     let hash: String = Sha256::digest(&bytes).iter().take(6).map(|byte| format!("{byte:02x}")).collect();

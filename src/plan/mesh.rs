@@ -103,7 +103,8 @@ pub struct Instance {
     /// The port of the app itself, for connections that dial the instance directly.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_port: Option<u16>,
-    /// Its share of the connections, in proportion to those of the others.
+    /// Its share of the connections, in proportion to those of the others. One with none gets none:
+    /// it belongs to the mesh and is not well.
     #[serde(default = "one")]
     pub weight: u32,
 }

@@ -3,7 +3,7 @@
 //! Consul says much of it in text only, and with changing statuses; the sentences here were seen on
 //! 1.8.7 and are those of later releases too.
 
-use serde_json::Value;
+use serde::de::DeserializeOwned;
 
 use super::transport::Reply;
 use crate::consul::ConsulError;
@@ -11,19 +11,17 @@ use crate::consul::ConsulError;
 /// Longest sentence of Consul's that goes into an error, in characters.
 const SENTENCE: usize = 300;
 
-/// The body of a good answer as JSON (nothing is null), or why there is none.
+/// The body of a good answer, read from JSON (nothing is null), or why there is none.
 ///
 /// # Errors
 /// By status and text; see [`ConsulError`].
-pub(super) fn judge(what: &str, server: &str, reply: &Reply) -> Result<Value, ConsulError> {
+pub(super) fn judge<T: DeserializeOwned>(what: &str, server: &str, reply: &Reply) -> Result<T, ConsulError> {
     let what = what.to_owned();
     if !(200..300).contains(&reply.status) {
         return Err(refusal(what, server, reply));
     }
-    if reply.body.is_empty() {
-        return Ok(Value::Null);
-    }
-    serde_json::from_slice(&reply.body).map_err(|error| ConsulError::Answer { what, why: error.to_string() })
+    let body = if reply.body.is_empty() { b"null" } else { reply.body.as_slice() };
+    serde_json::from_slice(body).map_err(|error| ConsulError::Answer { what, why: error.to_string() })
 }
 
 fn refusal(what: String, server: &str, reply: &Reply) -> ConsulError {
@@ -89,7 +87,7 @@ mod tests {
 
     fn code(status: u16, body: &str) -> &'static str {
         let reply = Reply { status, headers: hyper::HeaderMap::new(), body: body.as_bytes().to_vec() };
-        judge("GET /x", "http://c", &reply).unwrap_err().code()
+        judge::<serde_json::Value>("GET /x", "http://c", &reply).unwrap_err().code()
     }
 
     #[test]

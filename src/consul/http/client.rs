@@ -7,6 +7,7 @@ use std::time::Duration;
 use hyper::Method;
 use hyper::http::HeaderName;
 use rand::Rng;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -140,6 +141,19 @@ impl Client {
         self.call(Method::GET, query, None, limit).await
     }
 
+    /// As [`Client::get_within`], read straight into `T`: for answers that are large.
+    ///
+    /// # Errors
+    /// See [`ConsulError`].
+    pub async fn get_as<T: DeserializeOwned>(
+        &self,
+        query: &Query,
+        limit: Duration,
+    ) -> Result<(T, Option<u64>), ConsulError> {
+        let (what, server, reply) = self.exchange(Method::GET, query, None, limit).await?;
+        Ok((judge(&what, &server, &reply)?, index_of(&reply)))
+    }
+
     /// Writes once: whether a write whose answer was lost has been done is for the caller to look.
     ///
     /// # Errors
@@ -155,6 +169,19 @@ impl Client {
         body: Option<&Value>,
         limit: Duration,
     ) -> Result<Answer, ConsulError> {
+        let (what, server, reply) = self.exchange(method, query, body, limit).await?;
+        let hash = header(&reply, "x-consul-contenthash").map(str::to_owned);
+        Ok(Answer { body: judge(&what, &server, &reply)?, index: index_of(&reply), hash })
+    }
+
+    /// What the call is called, whom it asks, and what was answered, whatever that means.
+    async fn exchange(
+        &self,
+        method: Method,
+        query: &Query,
+        body: Option<&Value>,
+        limit: Duration,
+    ) -> Result<(String, String, Reply), ConsulError> {
         let Inner { settings, transport } = &*self.0;
         let server = transport.endpoint().to_string();
         let what = format!("{method} {} at {server}", query.path);
@@ -167,10 +194,7 @@ impl Client {
             what: what.clone(),
         };
         let reply = transport.send(ask).await?;
-        let body = judge(&what, &server, &reply)?;
-        let hash = header(&reply, "x-consul-contenthash").map(str::to_owned);
-        let index = header(&reply, "x-consul-index").and_then(|text| text.parse().ok());
-        Ok(Answer { body, index, hash })
+        Ok((what, server, reply))
     }
 
     /// With the partition, and with the datacenter where it is not the agent's own business.
@@ -191,6 +215,10 @@ impl Client {
         }
         query
     }
+}
+
+fn index_of(reply: &Reply) -> Option<u64> {
+    header(reply, "x-consul-index").and_then(|text| text.parse().ok())
 }
 
 fn header<'r>(reply: &'r Reply, name: &'static str) -> Option<&'r str> {

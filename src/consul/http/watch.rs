@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -59,6 +60,27 @@ impl Watch {
                 return Ok(answer.body);
             }
             if !moved && asked.elapsed() < self.wait / 2 {
+                tokio::time::sleep(EARLY_PAUSE).await;
+            }
+        }
+    }
+
+    /// As [`Watch::next`], whenever the index moved, also when that does not show: for answers that
+    /// tell that something changed without saying what. Nothing is remembered but the index.
+    ///
+    /// # Errors
+    /// See [`ConsulError`].
+    pub async fn moved<T: DeserializeOwned>(&mut self, client: &Client) -> Result<T, ConsulError> {
+        loop {
+            let asked = Instant::now();
+            let limit = self.wait + self.wait / 16 + SLACK;
+            let (body, index) = client.get_as(&self.question(), limit).await?;
+            let (cursor, moved) = self.follow(index, None)?;
+            self.cursor = cursor;
+            if moved {
+                return Ok(body);
+            }
+            if asked.elapsed() < self.wait / 2 {
                 tokio::time::sleep(EARLY_PAUSE).await;
             }
         }

@@ -64,7 +64,7 @@ impl AgentRegistry {
         };
         // The checks are replaced, and with them goes the one that says "maintenance".
         if let Some(reason) = &seen.maintenance {
-            set_maintenance(&self.client, key, &Health::Critical(reason.clone())).await?;
+            maintain(&self.client, key, Some(reason)).await?;
         }
         let mut warnings = prepared.warnings;
         let left = Seen::ask(&self.client, key).await?.differences(key, &prepared.http);
@@ -124,16 +124,26 @@ impl Registry for AgentRegistry {
     }
 }
 
-/// Puts the service into maintenance, or takes it out of it. The sidecar follows, since one of its
+/// Stands before the reason of a maintenance that is enmesh's, so that one of an operator's is left
+/// alone.
+const OURS: &str = "enmesh: ";
+
+/// Puts the service into maintenance, or takes it out of ours. The sidecar follows, since one of its
 /// checks is the service's health.
 pub(super) async fn set_maintenance(client: &Client, key: &Key, health: &Health) -> Result<(), ConsulError> {
+    let there = Seen::ask(client, key).await?.maintenance;
+    match (health, there) {
+        (Health::Passing, Some(reason)) if reason.starts_with(OURS) => maintain(client, key, None).await,
+        (Health::Critical(reason), None) => maintain(client, key, Some(&format!("{OURS}{reason}"))).await,
+        (Health::Passing | Health::Critical(_), _) => Ok(()),
+    }
+}
+
+/// Maintenance with a reason, or none.
+async fn maintain(client: &Client, key: &Key, reason: Option<&str>) -> Result<(), ConsulError> {
     let path = format!("/v1/agent/service/maintenance/{}", segment(key.id.as_str()));
-    let query = scoped(Query::new(path), key);
-    let query = match health {
-        Health::Passing => query.with("enable", "false"),
-        Health::Critical(reason) => query.with("enable", "true").with("reason", reason.as_str()),
-    };
-    client.put(&query, None).await.map(drop)
+    let query = scoped(Query::new(path), key).with("enable", reason.is_some().to_string());
+    client.put(&query.with_some("reason", reason), None).await.map(drop)
 }
 
 /// The services at the agent that have enmesh's mark, without sidecars.

@@ -29,6 +29,30 @@ pub enum Feature {
 }
 
 impl Feature {
+    /// All of them, by release.
+    pub const ALL: [Feature; 7] = [
+        Feature::TransparentProxy,
+        Feature::VirtualIps,
+        Feature::MergeCentralConfig,
+        Feature::GrpcTls,
+        Feature::Dataplane,
+        Feature::Locality,
+        Feature::Sds,
+    ];
+
+    /// Its name, for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Feature::TransparentProxy => "transparent proxies",
+            Feature::VirtualIps => "virtual IPs",
+            Feature::MergeCentralConfig => "merged central configuration",
+            Feature::GrpcTls => "gRPC with TLS",
+            Feature::Dataplane => "the API for data planes",
+            Feature::Locality => "locality",
+            Feature::Sds => "certificates over xDS",
+        }
+    }
+
     /// The first release that has it.
     pub fn since(self) -> Version {
         match self {
@@ -166,6 +190,12 @@ impl Gate {
     /// Whether the server has `feature`; `None` when its version is not known.
     pub fn has(&self, feature: Feature) -> Option<bool> {
         self.version.map(|version| version >= feature.since())
+    }
+
+    /// The features that the server's release does not have, each with the release that brought it.
+    pub fn without(&self) -> Vec<String> {
+        let lacking = Feature::ALL.into_iter().filter(|feature| self.has(*feature) == Some(false));
+        lacking.map(|feature| format!("{} ({})", feature.name(), feature.since())).collect()
     }
 
     /// `service` (the object inside `{"service": …}`) without what the server does not take, and what

@@ -80,6 +80,29 @@ impl LeafStore {
         Ok((fresh, true))
     }
 
+    /// Keeps what somebody else issued for `service`, with its roots, if it is not kept already.
+    ///
+    /// # Errors
+    /// `ENM-X001` to `ENM-X003` it cannot be written.
+    pub fn keep(&self, service: &ServiceId, credentials: &Credentials) -> Result<(), Fault> {
+        if self.kept_whole(service).as_ref() == Some(credentials) {
+            return Ok(());
+        }
+        let Credentials { certificate_pem, key_pem, roots_pem, .. } = credentials;
+        files::folder(&self.folder, Access::mode(0o700))?;
+        // In this order, because a certificate whose key or root is another's does not verify.
+        for (ending, text) in [("roots", roots_pem), ("key", key_pem), ("pem", certificate_pem)] {
+            files::write(&self.path(service, ending), text.as_bytes(), Access::mode(0o600))?;
+        }
+        Ok(())
+    }
+
+    /// What [`LeafStore::keep`] kept; nothing if it cannot be read. Nothing else is checked.
+    pub fn kept_whole(&self, service: &ServiceId) -> Option<Credentials> {
+        let part = |ending| Some(trust::read(&self.path(service, ending)).ok()??.text);
+        assemble(part("pem")?, part("key")?, part("roots")?).ok()
+    }
+
     /// Forgets the leaf of a service that is gone.
     ///
     /// # Errors
@@ -87,6 +110,7 @@ impl LeafStore {
     pub fn remove(&self, service: &ServiceId) -> Result<(), Fault> {
         files::remove(&self.path(service, "pem"))?;
         files::remove(&self.path(service, "key"))?;
+        files::remove(&self.path(service, "roots"))?;
         Ok(())
     }
 
@@ -103,7 +127,7 @@ impl LeafStore {
 }
 
 /// Credentials from their parts; the times are those of the leaf. Nothing else is checked.
-pub(super) fn assemble(
+pub(in crate::mesh) fn assemble(
     certificate_pem: String,
     key_pem: String,
     roots_pem: String,

@@ -25,6 +25,7 @@ use rcgen::{
 use time::OffsetDateTime;
 
 pub use error::CaError;
+pub(super) use leaf::assemble;
 pub use leaf::{LeafStore, jitter, needs_renewal, renew_at};
 pub use trust::Trust;
 pub use verify::{Unfit, verify};

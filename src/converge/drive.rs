@@ -1,0 +1,214 @@
+//! Who drives the sidecars: what the host file says, and, where it leaves that open, what Consul is.
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use super::error::ConvergeError;
+use super::membership::{ConsulStatus, Membership};
+use crate::base::{Fault, LocalFuture, Root};
+use crate::config::value::ServiceId;
+use crate::config::{ControlPlane, HostConfig};
+use crate::consul::{Client, ServerFacts};
+use crate::mesh::{MeshSource, StaticMesh};
+use crate::plan::{Credentials, MeshView, SpiffeId, Xds};
+
+/// A Consul that is not there is asked for again after this time, and less and less often.
+const FIRST_LOOK: Duration = Duration::from_millis(250);
+/// The longest pause between two looks: at boot, the agent is a matter of seconds.
+const LAST_LOOK: Duration = Duration::from_secs(2);
+
+/// The control plane in force.
+pub(super) struct Drive {
+    /// Who is out there.
+    pub mesh: Box<dyn MeshSource>,
+    /// Who tells the sidecars.
+    pub xds: Xds,
+    /// Consul, where the control plane is one of it.
+    pub membership: Option<Membership>,
+    /// Whether `mesh` is Consul's catalog.
+    follows_catalog: bool,
+}
+
+impl Drive {
+    /// The control plane that `host` asks for, as far as that can be told without asking anybody.
+    ///
+    /// # Errors
+    /// Consul's address or a file for TLS cannot be used.
+    pub fn new(root: &Root, host: &HostConfig) -> Result<Self, Fault> {
+        let is_static = is_static(root, host);
+        let membership = if is_static { None } else { Some(Membership::new(root, host)?) };
+        let mesh: Box<dyn MeshSource> = match &membership {
+            None => Box::new(StaticMesh::new(root.clone(), host.static_mesh.clone())),
+            Some(membership) => Box::new(Absent::new(membership.client(), None, false)),
+        };
+        Ok(Drive { mesh, xds: Xds::Files, membership, follows_catalog: false })
+    }
+
+    /// Takes up what the host file says now, and asks Consul where that takes it.
+    ///
+    /// # Errors
+    /// As [`Drive::new`]. A Consul that is not there is no error here: the mesh says it.
+    pub async fn follow(&mut self, root: &Root, host: &HostConfig) -> Result<(), Fault> {
+        let fits = match &self.membership {
+            None => false,
+            Some(membership) => !is_static(root, host) && membership.fits(host),
+        };
+        if !fits {
+            *self = Drive::new(root, host)?;
+        }
+        let Some(membership) = &mut self.membership else { return Ok(()) };
+        let client = membership.client().clone();
+        let met = membership.meet().await.cloned();
+        let answers = met.is_ok();
+        let xds = match &met {
+            Ok(facts) => choose(host.control_plane, &client, facts).await,
+            Err(fault) => Err(fault.clone()),
+        };
+        match (xds, met) {
+            (Ok(xds), Ok(facts)) => {
+                self.xds = xds;
+                if !self.follows_catalog {
+                    self.mesh = Box::new(catalog(client, &facts, root));
+                    self.follows_catalog = true;
+                }
+            }
+            // What the catalog told last stays in force, and the mesh says itself why it hears no more.
+            (Err(_), _) | (_, Err(_)) if self.follows_catalog => {}
+            (Err(fault), _) | (_, Err(fault)) => {
+                self.mesh = Box::new(Absent::new(&client, Some(fault), answers));
+            }
+        }
+        Ok(())
+    }
+
+    /// Files whose change may change the control plane or what it tells.
+    pub fn watch_paths(&self, root: &Root, host: &HostConfig) -> Vec<PathBuf> {
+        let mut paths = self.mesh.watch_paths();
+        if host.control_plane == ControlPlane::Auto {
+            paths.push(root.join(&host.static_mesh.peers));
+        }
+        paths
+    }
+
+    /// The control plane's name, in the words of the configuration.
+    pub fn name(&self) -> &'static str {
+        match &self.xds {
+            Xds::Ads(_) => "consul",
+            Xds::Files => self.mesh.name(),
+        }
+    }
+
+    /// What a person should know of the control plane and of registrations.
+    pub fn warnings(&self) -> Vec<Fault> {
+        self.membership.as_ref().map(Membership::warnings).unwrap_or_default()
+    }
+
+    /// How Consul is, where it has a part in this.
+    pub fn consul_status(&self) -> Option<ConsulStatus> {
+        let mut status = self.membership.as_ref()?.status();
+        if let Some(link) = self.mesh.link() {
+            (status.fault, status.since) = (link.fault, link.since);
+        }
+        Some(status)
+    }
+
+    /// Waits until the mesh, or what Consul has of this host, may have changed.
+    pub async fn changed(&self) {
+        let membership = async {
+            match &self.membership {
+                Some(membership) => membership.changed().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.mesh.changed() => {}
+            () = membership => {}
+        }
+    }
+}
+
+/// A configured peers file means `static`; else Consul is asked.
+fn is_static(root: &Root, host: &HostConfig) -> bool {
+    match host.control_plane {
+        ControlPlane::Static => true,
+        ControlPlane::Auto => root.join(&host.static_mesh.peers).exists(),
+        ControlPlane::Consul | ControlPlane::Catalog => false,
+    }
+}
+
+/// Who tells the sidecars.
+async fn choose(_: ControlPlane, _: &Client, _: &ServerFacts) -> Result<Xds, Fault> {
+    Ok(Xds::Files)
+}
+
+fn catalog(client: Client, _: &ServerFacts, _: &Root) -> Absent {
+    Absent::new(&client, None, false)
+}
+
+/// A Consul that was not reached yet. It is waited for with the rules closed, and never replaced by
+/// something else.
+struct Absent {
+    client: Client,
+    fault: Option<Fault>,
+    /// Whether it answers, and is not what the host file asks for: waiting changes nothing then.
+    answers: bool,
+}
+
+impl Absent {
+    fn new(client: &Client, fault: Option<Fault>, answers: bool) -> Self {
+        Absent { client: client.clone(), fault, answers }
+    }
+
+    fn fault(&self) -> Fault {
+        let server = self.client.settings().endpoint.to_string();
+        self.fault.clone().unwrap_or_else(|| ConvergeError::NotAsked { server }.into())
+    }
+}
+
+impl MeshSource for Absent {
+    fn name(&self) -> &'static str {
+        "consul (waiting)"
+    }
+
+    fn prepare(&self, _: SystemTime) -> LocalFuture<'_, Result<(), Fault>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn view(&self) -> LocalFuture<'_, Result<MeshView, Fault>> {
+        Box::pin(async { Err(self.fault()) })
+    }
+
+    fn credentials<'a>(
+        &'a self,
+        service: &'a ServiceId,
+        _: &'a SpiffeId,
+        _: SystemTime,
+    ) -> LocalFuture<'a, Result<Credentials, Fault>> {
+        Box::pin(async move { Err(self.fault().of_service(service)) })
+    }
+
+    fn forget<'a>(&'a self, _: &'a ServiceId) -> LocalFuture<'a, Result<(), Fault>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn watch_paths(&self) -> Vec<PathBuf> {
+        Vec::new()
+    }
+
+    /// Until somebody answers.
+    fn changed(&self) -> LocalFuture<'_, ()> {
+        Box::pin(async {
+            if self.answers {
+                std::future::pending::<()>().await;
+            }
+            let mut pause = FIRST_LOOK;
+            loop {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LAST_LOOK);
+                if ServerFacts::ask(&self.client).await.is_ok() {
+                    return;
+                }
+            }
+        })
+    }
+}

@@ -1,0 +1,309 @@
+//! This host's relation to Consul: who answers, what it takes, what is registered there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::rc::Rc;
+
+use futures_util::stream::{self, StreamExt};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::facts;
+use crate::base::{Fault, Root};
+use crate::config::value::ServiceId;
+use crate::config::{ConsulConfig, HostConfig, RegistrationMode};
+use crate::consul::{
+    AgentRegistry, CatalogRegistry, Client, Entry, FileRegistry, Gate, Health, Key, Node, Presence, Registry,
+    ServerFacts, Settings, Topic,
+};
+use crate::netns;
+use crate::plan::Plan;
+
+/// How many registrations are looked at side by side. Each is two calls or three.
+const AT_ONCE: usize = 8;
+
+/// Consul, as this host knows it.
+pub(super) struct Membership {
+    root: Root,
+    config: ConsulConfig,
+    mode: RegistrationMode,
+    client: Client,
+    met: Option<Met>,
+    presence: Presence,
+    /// The health that was told last.
+    told: BTreeMap<Key, Health>,
+    /// How each registration is.
+    registered: BTreeMap<ServiceId, Registered>,
+}
+
+/// Who answers.
+struct Met {
+    facts: ServerFacts,
+    warnings: Vec<Fault>,
+    registry: Option<Rc<dyn Registry>>,
+    /// [`Presence::returns`] when it was asked.
+    returns: u64,
+}
+
+/// How a service's registration is.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Registered {
+    /// Whether Consul has it as it should be.
+    pub done: bool,
+    /// What a person should know of it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<Fault>,
+}
+
+/// How Consul is, for `enmesh status`.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct ConsulStatus {
+    /// Its address.
+    pub server: String,
+    /// Its release.
+    pub version: Option<String>,
+    /// Its datacenter.
+    pub datacenter: Option<String>,
+    /// The agent's node.
+    pub node: Option<String>,
+    /// How services get there.
+    pub registration: &'static str,
+    /// What its release does not have and enmesh does without.
+    pub without: Vec<String>,
+    /// Why it cannot be heard now; what it told last stays in force.
+    pub fault: Option<Fault>,
+    /// Since when that is so, in seconds since 1970; 0 where it was not asked yet.
+    pub since: u64,
+}
+
+impl Membership {
+    /// The relation that `host` describes. Asks nothing yet.
+    ///
+    /// # Errors
+    /// `ENM-K001`, `ENM-K010`: the address or a file for TLS cannot be used.
+    pub fn new(root: &Root, host: &HostConfig) -> Result<Self, Fault> {
+        let client = Client::new(Settings::new(&host.consul, root, &|name| std::env::var(name).ok())?)?;
+        Ok(Membership {
+            root: root.clone(),
+            config: host.consul.clone(),
+            mode: host.registration,
+            presence: Presence::new(client.clone()),
+            client,
+            met: None,
+            told: BTreeMap::new(),
+            registered: BTreeMap::new(),
+        })
+    }
+
+    /// Whether this is still the relation that `host` describes.
+    pub fn fits(&self, host: &HostConfig) -> bool {
+        self.config == host.consul && self.mode == host.registration
+    }
+
+    /// The client.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Who answers: asked once, and again when contact was lost meanwhile.
+    ///
+    /// # Errors
+    /// Nobody does, or not to us.
+    pub async fn meet(&mut self) -> Result<&ServerFacts, Fault> {
+        let returns = self.presence.returns();
+        let fresh = self.met.take().filter(|met| met.returns == returns);
+        let met = match fresh {
+            Some(met) => met,
+            None => {
+                let (facts, warnings) = ServerFacts::ask(&self.client).await?;
+                let registry = self.registry(&facts);
+                Met { facts, warnings, registry, returns }
+            }
+        };
+        Ok(&self.met.insert(met).facts)
+    }
+
+    /// What is known of who answers; `None` before anybody has.
+    pub fn facts(&self) -> Option<&ServerFacts> {
+        self.met.as_ref().map(|met| &met.facts)
+    }
+
+    /// What a person should know: of the server, and of each registration.
+    pub fn warnings(&self) -> Vec<Fault> {
+        let of_server = self.met.iter().flat_map(|met| &met.warnings);
+        let of_services = self.registered.values().flat_map(|registered| &registered.warnings);
+        of_server.chain(of_services).cloned().collect()
+    }
+
+    /// How each registration is.
+    pub fn registered(&self) -> &BTreeMap<ServiceId, Registered> {
+        &self.registered
+    }
+
+    /// How it is.
+    pub fn status(&self) -> ConsulStatus {
+        let contact = self.presence.contact();
+        let facts = self.facts();
+        ConsulStatus {
+            server: self.client.settings().endpoint.to_string(),
+            version: facts.and_then(|facts| facts.version).map(|version| version.to_string()),
+            datacenter: facts.and_then(|facts| facts.datacenter.clone()),
+            node: facts.and_then(|facts| facts.node.clone()),
+            registration: self.mode(),
+            without: facts.map(|facts| Gate::of(facts).without()).unwrap_or_default(),
+            fault: contact.fault,
+            since: contact.since,
+        }
+    }
+
+    /// How services get there, in the words of the configuration.
+    fn mode(&self) -> &'static str {
+        match self.mode {
+            RegistrationMode::Agent => "agent",
+            RegistrationMode::Catalog => "catalog",
+            RegistrationMode::File => "file",
+            RegistrationMode::None => "none",
+        }
+    }
+
+    /// The sidecars' registrations as Consul gives them back, by service.
+    pub fn merged(&self) -> BTreeMap<ServiceId, Value> {
+        let services = self.presence.services().into_iter();
+        services
+            .filter_map(|(id, service)| Some((id.strip_suffix("-sidecar-proxy")?.parse().ok()?, service)))
+            .collect()
+    }
+
+    /// Waits until what Consul has of this host may have changed by somebody else's doing.
+    pub async fn changed(&self) {
+        self.presence.changed().await;
+    }
+
+    fn registry(&self, facts: &ServerFacts) -> Option<Rc<dyn Registry>> {
+        let (client, gate) = (self.client.clone(), Gate::of(facts));
+        match self.mode {
+            RegistrationMode::Agent => Some(Rc::new(AgentRegistry::new(client, gate))),
+            RegistrationMode::Catalog => Some(Rc::new(CatalogRegistry::new(client, gate, self.node()))),
+            RegistrationMode::File => {
+                let group = facts::group(&self.root, "consul");
+                Some(Rc::new(FileRegistry::new(client, gate, &self.root, group)))
+            }
+            RegistrationMode::None => None,
+        }
+    }
+
+    /// The node for services without an agent.
+    fn node(&self) -> Node {
+        let name =
+            self.config.node.clone().unwrap_or_else(|| format!("{}-enmesh", facts::hostname(&self.root)));
+        let address = netns::default_source().unwrap_or(IpAddr::from([127, 0, 0, 1]));
+        Node { name, address }
+    }
+
+    /// What differs between what should be registered and what is, by service; writes nothing.
+    ///
+    /// # Errors
+    /// Consul does not answer, or would not take one of them.
+    pub async fn observe(&self, plan: &Plan) -> Result<Vec<(Key, Vec<String>)>, Fault> {
+        let Some(registry) = self.met.as_ref().and_then(|met| met.registry.clone()) else {
+            return Ok(Vec::new());
+        };
+        let mut found = Vec::new();
+        for entry in plan.services.values().map(Entry::of) {
+            found.push((entry.key.clone(), registry.observe(&entry).await?));
+        }
+        Ok(found)
+    }
+
+    /// Brings the services of `plan` into Consul where it has them otherwise; returns what went wrong,
+    /// each fault of one service. Without contact nothing is tried: that was said already.
+    pub async fn register(&mut self, plan: &Plan) -> Vec<Fault> {
+        let Some(registry) = self.met.as_ref().and_then(|met| met.registry.clone()) else {
+            return Vec::new();
+        };
+        let entries: Vec<Entry> = plan.services.values().map(Entry::of).collect();
+        let registry = &registry;
+        let tries = entries.iter().map(|entry| registry.register(entry));
+        let outcomes: Vec<_> = stream::iter(tries).buffered(AT_ONCE).collect().await;
+        self.registered.retain(|id, _| plan.services.contains_key(id));
+        let mut faults = Vec::new();
+        for (entry, outcome) in entries.iter().zip(outcomes) {
+            let id = &entry.key.id;
+            let registered = match outcome {
+                Ok(outcome) => {
+                    if !outcome.differences.is_empty() {
+                        tracing::info!(service = %id, "registered: {}", outcome.differences.join("; "));
+                    }
+                    let warnings = outcome.warnings.into_iter().map(|fault| fault.of_service(id)).collect();
+                    Registered { done: true, warnings }
+                }
+                Err(fault) => {
+                    faults.push(fault.of_service(id));
+                    Registered::default()
+                }
+            };
+            self.registered.insert(id.clone(), registered);
+        }
+        self.follow(&entries);
+        faults
+    }
+
+    /// Follows what was registered. An agent that does not tell its node is asked for each service.
+    fn follow(&mut self, entries: &[Entry]) {
+        let done =
+            entries.iter().filter(|entry| self.registered.get(&entry.key.id).is_some_and(|it| it.done));
+        let node = match self.mode {
+            RegistrationMode::Catalog => Some(self.node().name),
+            _ => self.facts().and_then(|facts| facts.node.clone()),
+        };
+        let topics: BTreeSet<Topic> = match node {
+            Some(node) => done.take(1).map(|_| Topic::Node(node.clone())).collect(),
+            None => done.map(|entry| Topic::sidecar(&entry.key)).collect(),
+        };
+        self.presence.follow(&topics);
+    }
+
+    /// Tells which services may be used, where that is enmesh's to tell and where it changed.
+    pub async fn tell(&mut self, health: BTreeMap<Key, Health>) -> Vec<Fault> {
+        let Some(registry) = self.met.as_ref().and_then(|met| met.registry.clone()) else {
+            return Vec::new();
+        };
+        let mut faults = Vec::new();
+        for (key, health) in health {
+            let registered = self.registered.get(&key.id).is_some_and(|registered| registered.done);
+            if !registered || self.told.get(&key) == Some(&health) {
+                continue;
+            }
+            match registry.set_health(&key, &health).await {
+                Ok(()) => drop(self.told.insert(key, health)),
+                Err(fault) => faults.push(fault.of_service(&key.id)),
+            }
+        }
+        faults
+    }
+
+    /// Takes `keys` out of Consul. Returns those that are out, and what went wrong with the others.
+    pub async fn deregister(&mut self, keys: &BTreeSet<Key>) -> (BTreeSet<Key>, Vec<Fault>) {
+        let (mut out, mut faults) = (BTreeSet::new(), Vec::new());
+        if keys.is_empty() {
+            return (out, faults);
+        }
+        let registry = match self.meet().await {
+            Ok(_) => self.met.as_ref().and_then(|met| met.registry.clone()),
+            Err(fault) => return (out, vec![fault]),
+        };
+        // Nobody to take them out of: they were put there in another mode, by another address.
+        let Some(registry) = registry else { return (keys.clone(), faults) };
+        for key in keys {
+            match registry.deregister(key).await {
+                Ok(_) => {
+                    self.told.remove(key);
+                    self.registered.remove(&key.id);
+                    out.insert(key.clone());
+                }
+                Err(fault) => faults.push(fault.of_service(&key.id)),
+            }
+        }
+        (out, faults)
+    }
+}
