@@ -79,6 +79,7 @@ demo: tools-netns can-be-root build ## two hosts and a mesh between them, shown 
 	@$(AS_ROOT) target/enmesh demo
 
 bench: tools-netns can-be-root build ## figures, side by side with how it is done today
+	@scripts/need 'python3:python3:the way of today begins with a generator in Python'
 	@CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT) ENMESH_BINARY=$(CURDIR)/target/enmesh' cargo bench --locked --bench figures
 
 # --- tests -------------------------------------------------------------------------------------
