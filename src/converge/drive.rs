@@ -9,7 +9,7 @@ use crate::base::{Fault, LocalFuture, Root};
 use crate::config::value::ServiceId;
 use crate::config::{ControlPlane, HostConfig};
 use crate::consul::{Client, ServerFacts};
-use crate::mesh::{MeshSource, StaticMesh};
+use crate::mesh::{CatalogMesh, MeshSource, StaticMesh};
 use crate::plan::{Credentials, MeshView, SpiffeId, Xds};
 
 /// A Consul that is not there is asked for again after this time, and less and less often.
@@ -61,14 +61,14 @@ impl Drive {
         let met = membership.meet().await.cloned();
         let answers = met.is_ok();
         let xds = match &met {
-            Ok(facts) => choose(host.control_plane, &client, facts).await,
+            Ok(facts) => choose(host.control_plane, &client, facts),
             Err(fault) => Err(fault.clone()),
         };
         match (xds, met) {
-            (Ok(xds), Ok(facts)) => {
+            (Ok(xds), Ok(_)) => {
                 self.xds = xds;
                 if !self.follows_catalog {
-                    self.mesh = Box::new(catalog(client, &facts, root));
+                    self.mesh = Box::new(CatalogMesh::start(client, root));
                     self.follows_catalog = true;
                 }
             }
@@ -100,7 +100,9 @@ impl Drive {
 
     /// What a person should know of the control plane and of registrations.
     pub fn warnings(&self) -> Vec<Fault> {
-        self.membership.as_ref().map(Membership::warnings).unwrap_or_default()
+        let mut warnings = self.mesh.warnings();
+        warnings.extend(self.membership.iter().flat_map(Membership::warnings));
+        warnings
     }
 
     /// How Consul is, where it has a part in this.
@@ -137,12 +139,8 @@ fn is_static(root: &Root, host: &HostConfig) -> bool {
 }
 
 /// Who tells the sidecars.
-async fn choose(_: ControlPlane, _: &Client, _: &ServerFacts) -> Result<Xds, Fault> {
+fn choose(_: ControlPlane, _: &Client, _: &ServerFacts) -> Result<Xds, Fault> {
     Ok(Xds::Files)
-}
-
-fn catalog(client: Client, _: &ServerFacts, _: &Root) -> Absent {
-    Absent::new(&client, None, false)
 }
 
 /// A Consul that was not reached yet. It is waited for with the rules closed, and never replaced by
