@@ -50,6 +50,7 @@ enum How {
 
 /// A unit on a machine.
 struct Victim<'a> {
+    host: &'static str,
     machine: &'a Machine,
     unit: &'static str,
 }
@@ -78,80 +79,104 @@ impl Victim<'_> {
 
 /// What a part is on each of the machines.
 fn victims(lab: &Lab, part: Part) -> Vec<Victim<'_>> {
-    let both = |units: [&'static str; 2]| {
-        lab.hosts().into_iter().zip(units).map(|(machine, unit)| Victim { machine, unit }).collect()
+    let both = |[one, other]: [&'static str; 2]| {
+        let counting = Victim { host: "counting", machine: &lab.counting, unit: one };
+        vec![counting, Victim { host: "dashboard", machine: &lab.dashboard, unit: other }]
     };
     match part {
         Agents => both(["consul.service"; 2]),
-        Server => vec![Victim { machine: &lab.server, unit: "consul.service" }],
+        Server => vec![Victim { host: "server", machine: &lab.server, unit: "consul.service" }],
         Envoy => both(["envoy@counting.service", "envoy@dashboard.service"]),
         Enmesh => both(["enmesh.service"; 2]),
     }
 }
 
-/// Ends the victims one by one, and waits until all of them are back and the load is through.
-fn end_and_recover(lab: &Lab, load: &Load, what: &str, how: How, victims: &[Victim<'_>], haste: Duration) {
-    let before = lab.watch.seen();
-    let (from, started) = (load.now(), Instant::now());
-    let mut ended = Vec::new();
-    for victim in victims {
-        ended.push((victim, victim.end(how)));
-        thread::sleep(haste);
-    }
-    let complain = |last: String| format!("{last}; {:?}\n{}", load.gap_since(from), lab.journals());
-    eventually(&format!("{what} {how:?}: everything back"), BOUND, || {
-        ended.iter().try_for_each(|(victim, pid)| victim.is_back(pid)).map_err(complain)
-    });
-    for machine in lab.hosts() {
-        eventually(&format!("{what} {how:?}: a ready host"), BOUND, || {
-            let ready = machine.status()["ready"] == true;
-            if ready { Ok(()) } else { Err(complain(String::new())) }
-        });
-    }
-    let (back, up) = (load.now(), started.elapsed());
-    eventually(&format!("{what} {how:?}: the load"), BOUND, || {
-        load.through_since(back).ok_or_else(|| complain(String::new()))
-    });
-    let gap = load.gap_since(from);
-    let words = if gap.words.is_empty() { String::new() } else { format!(" ({})", gap.words.join("; ")) };
-    println!(
-        "{how:<8?}{what:<36} {:>3} of {:>3} requests lost, gap {:>5} ms, all back after {:>5} ms{words}",
-        gap.failed,
-        gap.tried,
-        gap.length.as_millis(),
-        up.as_millis(),
-    );
-    assert!(gap.length < BOUND, "{what} {how:?}: {gap:?}");
-    lab.watch.since(&before).assert_sealed(what);
+/// A lab under load, and what must not have happened but did: it is told at the end, with the table of
+/// everything whole.
+pub struct Chaos<'a> {
+    lab: &'a Lab,
+    load: &'a Load,
+    faults: Vec<String>,
 }
 
-/// One at a time, on one host after the other; each is waited for.
-pub fn one_by_one(lab: &Lab, load: &Load) {
-    for how in [How::Restart, How::Kill] {
-        for part in [Agents, Server, Envoy, Enmesh] {
-            for victim in victims(lab, part) {
-                let what = format!("{part:?}: {}", victim.unit);
-                end_and_recover(lab, load, &what, how, &[victim], MOMENT);
+impl<'a> Chaos<'a> {
+    /// Everything there is to do.
+    pub fn all(lab: &'a Lab, load: &'a Load) {
+        let mut chaos = Chaos { lab, load, faults: Vec::new() };
+        chaos.one_by_one();
+        chaos.in_every_order();
+        chaos.all_at_once();
+        assert!(chaos.faults.is_empty(), "{}", chaos.faults.join("\n"));
+    }
+
+    /// One at a time, on one host after the other; each is waited for.
+    fn one_by_one(&mut self) {
+        for how in [How::Restart, How::Kill] {
+            for part in [Agents, Server, Envoy, Enmesh] {
+                for victim in victims(self.lab, part) {
+                    let what = format!("{part:?} of {}", victim.host);
+                    self.end_and_recover(&what, how, &[victim], MOMENT);
+                }
             }
         }
     }
-}
 
-/// All of them, each order in haste.
-pub fn in_every_order(lab: &Lab, load: &Load) {
-    for (number, order) in NEXT_TO_EACH_OTHER.iter().enumerate() {
-        let how = if number % 2 == 0 { How::Kill } else { How::Restart };
-        let all: Vec<Victim<'_>> = order.iter().flat_map(|part| victims(lab, *part)).collect();
-        end_and_recover(lab, load, &format!("{order:?}"), how, &all, HASTE);
+    /// All of them, each order in haste.
+    fn in_every_order(&mut self) {
+        for (number, order) in NEXT_TO_EACH_OTHER.iter().enumerate() {
+            let how = if number % 2 == 0 { How::Kill } else { How::Restart };
+            let all: Vec<Victim<'_>> = order.iter().flat_map(|part| victims(self.lab, *part)).collect();
+            self.end_and_recover(&format!("{order:?}"), how, &all, HASTE);
+        }
     }
-}
 
-/// All of them, without a breath between.
-pub fn all_at_once(lab: &Lab, load: &Load) {
-    for how in [How::Restart, How::Kill] {
-        let parts = [Server, Agents, Envoy, Enmesh];
-        let all: Vec<Victim<'_>> = parts.iter().flat_map(|part| victims(lab, *part)).collect();
-        end_and_recover(lab, load, "all at once", how, &all, Duration::ZERO);
+    /// All of them, without a breath between.
+    fn all_at_once(&mut self) {
+        for how in [How::Restart, How::Kill] {
+            let parts = [Server, Agents, Envoy, Enmesh];
+            let all: Vec<Victim<'_>> = parts.iter().flat_map(|part| victims(self.lab, *part)).collect();
+            self.end_and_recover("all at once", how, &all, Duration::ZERO);
+        }
+    }
+
+    /// Ends the victims one by one, and waits until all of them are back and the load is through.
+    fn end_and_recover(&mut self, what: &str, how: How, victims: &[Victim<'_>], haste: Duration) {
+        let (lab, load) = (self.lab, self.load);
+        let before = lab.watch.seen();
+        let (from, started) = (load.now(), Instant::now());
+        let mut ended = Vec::new();
+        for victim in victims {
+            ended.push((victim, victim.end(how)));
+            thread::sleep(haste);
+        }
+        let complain = |last: String| format!("{last}; {:?}\n{}", load.gap_since(from), lab.journals());
+        eventually(&format!("{what} {how:?}: everything back"), BOUND, || {
+            ended.iter().try_for_each(|(victim, pid)| victim.is_back(pid)).map_err(complain)
+        });
+        for machine in lab.hosts() {
+            eventually(&format!("{what} {how:?}: a ready host"), BOUND, || {
+                let ready = machine.status()["ready"] == true;
+                if ready { Ok(()) } else { Err(complain(String::new())) }
+            });
+        }
+        let (back, up) = (load.now(), started.elapsed());
+        eventually(&format!("{what} {how:?}: the load"), BOUND, || {
+            load.through_since(back).ok_or_else(|| complain(String::new()))
+        });
+        let gap = load.gap_since(from);
+        let words = if gap.words.is_empty() { String::new() } else { format!(" ({})", gap.words.join("; ")) };
+        println!(
+            "{:<8}{what:<32} {:>3} of {:>3} requests lost, gap {:>5} ms, all back after {:>5} ms{words}",
+            format!("{how:?}"),
+            gap.failed,
+            gap.tried,
+            gap.length.as_millis(),
+            up.as_millis(),
+        );
+        if gap.length >= BOUND {
+            self.faults.push(format!("{how:?} {what}: {gap:?}"));
+        }
+        self.faults.extend(lab.watch.since(&before).leak().map(|leak| format!("{how:?} {what}: {leak}")));
     }
 }
 

@@ -26,9 +26,9 @@ pub const COUNTING: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 11);
 const DASHBOARD: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 12);
 /// Consul's user and its folder.
 const CONSUL_USER: &str = "u consul - \"Consul agent\" /var/lib/consul\n";
-/// As in the field: ready when the agent has joined, and a stop is a leave.
+/// As in the field: a stop is a leave.
 const CONSUL_UNIT: &str = "[Unit]\nDescription=Consul agent\nAfter=network.target\nStartLimitIntervalSec=0\n\n\
-    [Service]\nType=notify\nUser=consul\nExecStart=/usr/bin/consul agent -config-dir=/etc/consul.d\n\
+    [Service]\nType=exec\nUser=consul\nExecStart=/usr/bin/consul agent -config-dir=/etc/consul.d\n\
     Restart=always\nRestartSec=500ms\nStateDirectory=consul\nTimeoutStartSec=60s\n\n\
     [Install]\nWantedBy=multi-user.target\n";
 
