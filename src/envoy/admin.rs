@@ -65,7 +65,7 @@ pub struct ServerInfo {
     pub node_id: String,
 }
 
-/// How many inbound connections were decided on, since Envoy's start.
+/// How many inbound connections, or requests where the service speaks HTTP, were decided on, since Envoy's start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Decisions {
     /// Let in, and the caller has said something.
@@ -139,12 +139,17 @@ impl Admin {
     /// # Errors
     /// `ENM-E020`, `ENM-E021`, `ENM-E022`: Envoy cannot be asked.
     pub async fn decisions(&self) -> Result<Decisions, Fault> {
-        let stats = self.stats(r"^(connect_authz\.rbac|listener\.public_listener\.ssl)\.").await?;
+        let filter = r"^(connect_authz\.rbac|http\.public_listener\.rbac|listener\.public_listener\.ssl)\.";
+        let stats = self.stats(filter).await?;
         let of = |name: &str| stats.get(name).copied().unwrap_or(0);
+        // Of the two filters a listener has one.
+        let rbac = |name: &str| {
+            of(&format!("connect_authz.rbac.{name}")) + of(&format!("http.public_listener.rbac.{name}"))
+        };
         let tls = |name: &str| of(&format!("listener.public_listener.ssl.{name}"));
         Ok(Decisions {
-            allowed: of("connect_authz.rbac.allowed"),
-            denied: of("connect_authz.rbac.denied") + tls("fail_verify_san") + tls("fail_verify_no_cert"),
+            allowed: rbac("allowed"),
+            denied: rbac("denied") + tls("fail_verify_san") + tls("fail_verify_no_cert"),
         })
     }
 

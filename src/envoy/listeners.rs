@@ -6,12 +6,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use serde_json::{Value, json};
 
 use super::clusters::{LOCAL_APP, ORIGINAL_DESTINATION};
-use super::destinations::{Destinations, PASSED_ON, upstream_stats};
+use super::destinations::{Destinations, PASSED_ON, to_service};
+use super::http;
+use super::intentions::Intentions;
 use super::layout::Layout;
 use super::options::ProxyOptions;
 use super::secrets::downstream_tls;
 use super::typed::{address, any, extension, tcp_proxy};
-use crate::plan::{Access, ExplicitUpstream, MeshView, ServicePlan};
+use crate::plan::{ExplicitUpstream, MeshView, ServicePlan};
 
 const LISTENER: &str = "envoy.config.listener.v3.Listener";
 const LOOPBACK_V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -77,9 +79,14 @@ fn public(
             json!({"stat_prefix": "inbound_connection_limit", "max_connections": limit}),
         ));
     }
-    let callers = callers(service, mesh);
-    filters.push(intentions(&callers));
-    filters.push(tcp_proxy("public_listener", LOCAL_APP));
+    let protocol = options.protocol.unwrap_or_else(|| mesh.protocol(&service.name));
+    let intentions = Intentions::of(&service.name, mesh, protocol);
+    if protocol.is_http() {
+        filters.push(http::inbound(protocol, intentions.http_filter(), options));
+    } else {
+        filters.push(intentions.network_filter());
+        filters.push(tcp_proxy("public_listener", LOCAL_APP));
+    }
     let bind = options.bind_address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
     let mut listener = json!({
         "name": format!("public_listener:{}", std::net::SocketAddr::new(bind, port)),
@@ -90,68 +97,23 @@ fn public(
             "name": "public_listener",
             // Who connects and never shakes hands holds a connection to the app meanwhile.
             "transport_socket_connect_timeout": "10s",
-            "transport_socket": downstream_tls(layout, &callers),
+            "transport_socket": downstream_tls(layout, intentions.identities(), http::alpn(protocol)),
             "filters": filters,
         }],
     });
     let everywhere = service.sidecar.ipv6 && options.bind_address.is_none();
     also_listen_on(&mut listener, everywhere, IpAddr::V6(Ipv6Addr::UNSPECIFIED), port);
+    if options.balance_inbound
+        && let Some(fields) = listener.as_object_mut()
+    {
+        fields.insert("connection_balance_config".to_owned(), json!({"exact_balance": {}}));
+    }
     if options.access_log
         && let Some(fields) = listener.as_object_mut()
     {
         fields.insert("access_log".to_owned(), json!([access_log()]));
     }
     any(LISTENER, listener)
-}
-
-/// Who may call, as regular expressions over SPIFFE ids. As in Consul, whatever the caller's
-/// datacenter is.
-fn callers(service: &ServicePlan, mesh: &MeshView) -> Vec<String> {
-    let Some(callers) = mesh.services.get(&service.name).map(|known| &known.callers) else {
-        return Vec::new();
-    };
-    let trust_domain = literal(&mesh.trust_domain);
-    let named = callers.named.iter().filter(|(_, access)| **access == Access::Allow);
-    let others = (callers.others == Access::Allow).then(|| "[^/]+".to_owned());
-    others
-        .into_iter()
-        .chain(named.map(|(name, _)| literal(name.as_str())))
-        .map(|service| format!("^spiffe://{trust_domain}/ns/default/dc/[^/]+/svc/{service}$"))
-        .collect()
-}
-
-/// The same once more as Consul's intentions on layer 4, with Consul's names, so that allowed calls
-/// are counted where people look for them. A policy without principals lets nobody in.
-fn intentions(callers: &[String]) -> Value {
-    let principals: Vec<Value> = callers
-        .iter()
-        .map(|regex| json!({"authenticated": {"principal_name": {"safe_regex": {"regex": regex}}}}))
-        .collect();
-    let rules = if principals.is_empty() {
-        json!({"action": "ALLOW"})
-    } else {
-        json!({
-            "action": "ALLOW",
-            "policies": {"consul-intentions-layer4": {"permissions": [{"any": true}], "principals": principals}},
-        })
-    };
-    extension(
-        "envoy.filters.network.rbac",
-        "envoy.extensions.filters.network.rbac.v3.RBAC",
-        json!({"stat_prefix": "connect_authz", "rules": rules}),
-    )
-}
-
-/// `text` as an expression that matches nothing else.
-fn literal(text: &str) -> String {
-    let mut regex = String::with_capacity(text.len());
-    for c in text.chars() {
-        if !c.is_ascii_alphanumeric() && c != '-' && c != '_' {
-            regex.push('\\');
-        }
-        regex.push(c);
-    }
-    regex
 }
 
 /// A line of JSON for each inbound connection when it ends, refused ones as well.
@@ -185,7 +147,7 @@ fn explicit(upstream: &ExplicitUpstream, mesh: &MeshView) -> Value {
             "address": address(LOOPBACK_V4, *port),
             "filter_chains": [{
                 "name": service.as_str(),
-                "filters": [tcp_proxy(&upstream_stats(service, mesh), &mesh.sni(service))],
+                "filters": [to_service(service, mesh)],
             }],
         }),
     )

@@ -33,11 +33,12 @@ pub fn secrets(credentials: &Credentials) -> BTreeMap<&'static str, Value> {
 }
 
 /// TLS for the public listener: lets in who carries a certificate of the mesh with an identity that
-/// one of the regular expressions `callers` matches; nobody when there are none.
+/// one of the regular expressions `callers` matches; nobody when there are none. Names the protocols
+/// `alpn`, if any.
 ///
 /// Consul leaves the identity to the RBAC filter alone. That one decides when the first bytes of
 /// the caller arrive, and by then an app that speaks first has already been heard.
-pub fn downstream_tls(layout: &Layout, callers: &[String]) -> Value {
+pub fn downstream_tls(layout: &Layout, callers: &[String], alpn: &[&str]) -> Value {
     // No URI is empty, so this one matches nothing; an empty list would match everything.
     let nobody = ["^$".to_owned()];
     let callers = if callers.is_empty() { &nobody } else { callers };
@@ -45,12 +46,13 @@ pub fn downstream_tls(layout: &Layout, callers: &[String]) -> Value {
         .iter()
         .map(|regex| json!({"san_type": "URI", "matcher": {"safe_regex": {"regex": regex}}}))
         .collect();
+    let mut common = common(layout, &identities);
+    if let (false, Some(fields)) = (alpn.is_empty(), common.as_object_mut()) {
+        fields.insert("alpn_protocols".to_owned(), json!(alpn));
+    }
     tls_socket(
         "DownstreamTlsContext",
-        json!({
-            "require_client_certificate": true,
-            "common_tls_context": common(layout, &identities),
-        }),
+        json!({"require_client_certificate": true, "common_tls_context": common}),
     )
 }
 

@@ -240,6 +240,7 @@ impl<'a> Builder<'a> {
         self.allocate_virtual_ips();
         let redirect = self.redirect();
         let dns = self.dns();
+        self.mesh.virtual_net = redirect.virtual_route;
         self.errors.sort_by(|a, b| (&a.service, a.code).cmp(&(&b.service, b.code)));
         let mut plan = Plan {
             generation: Generation::default(),

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
+use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::config::value::ServiceName;
@@ -21,6 +22,10 @@ pub struct MeshView {
     /// Which services each service of this host can reach; one that is not listed reaches all.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub reach: BTreeMap<ServiceName, BTreeSet<ServiceName>>,
+    /// Where virtual IPs come from, also such as no service has (any more). The host's business, and so
+    /// said by the plan, not by a control plane.
+    #[serde(skip)]
+    pub virtual_net: Option<Ipv4Net>,
 }
 
 impl Default for MeshView {
@@ -30,6 +35,7 @@ impl Default for MeshView {
             datacenter: "dc1".to_owned(),
             services: BTreeMap::new(),
             reach: BTreeMap::new(),
+            virtual_net: None,
         }
     }
 }
@@ -48,6 +54,11 @@ impl MeshView {
     /// Whether `from`, a service of this host, can reach `to`.
     pub fn reaches(&self, from: &ServiceName, to: &ServiceName) -> bool {
         self.reach.get(from).is_none_or(|services| services.contains(to))
+    }
+
+    /// What `service` speaks; TCP where the mesh does not know it.
+    pub fn protocol(&self, service: &ServiceName) -> Protocol {
+        self.services.get(service).map_or(Protocol::Tcp, |known| known.protocol)
     }
 
     /// The server name a client asks for: `<service>.<namespace>.<dc>.internal.<trust domain>`.

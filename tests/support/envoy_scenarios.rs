@@ -10,8 +10,8 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use enmesh::config::value::{Port, ServiceName, Span};
 use enmesh::plan::{
-    Access, Callers, Credentials, ExplicitUpstream, Instance, MeshService, MeshView, Protocol, ServicePlan,
-    SidecarPlan, Xds,
+    Access, Callers, Credentials, ExplicitUpstream, HeaderMatch, HeaderRule, Instance, MeshService, MeshView,
+    PathMatch, Protocol, RequestRule, ServicePlan, SidecarPlan, Xds,
 };
 use serde_json::json;
 
@@ -107,6 +107,11 @@ pub fn scenarios() -> BTreeMap<&'static str, (ServicePlan, MeshView)> {
         ("explicit-upstreams-only", explicit_only()),
         ("contested-addresses", contested()),
         ("empty-mesh", (service("web"), mesh([]))),
+        ("denied-exceptions", denied_exceptions()),
+        ("http", speaking(Protocol::Http)),
+        ("http2", speaking(Protocol::Http2)),
+        ("grpc", speaking(Protocol::Grpc)),
+        ("reach-and-weights", reach_and_weights()),
     ]
     .into()
 }
@@ -174,4 +179,99 @@ fn contested() -> (ServicePlan, MeshView) {
         ("web", known(&["240.0.0.6"], &[("10.0.0.1", 21000, Some(8080))], &[])),
     ]);
     (service("web"), mesh)
+}
+
+/// Everybody may call but two; a rule for requests is as good as a denial where nobody can see requests.
+fn denied_exceptions() -> (ServicePlan, MeshView) {
+    let mut known = known(&["240.0.0.6"], &[], &["*", "web-admin"]);
+    known.callers.named.insert(name("web"), Access::Deny);
+    known.callers.named.insert(name("worker"), Access::Requests(vec![rule(true, "/")]));
+    (service("db"), mesh([("db", known)]))
+}
+
+/// A rule about requests whose path begins with `prefix`.
+pub fn rule(allow: bool, prefix: &str) -> RequestRule {
+    RequestRule { allow, path: Some(PathMatch::Prefix(prefix.to_owned())), ..RequestRule::default() }
+}
+
+/// A rule about a header, and about nothing else.
+pub fn header_rule(allow: bool, header: &str, value: HeaderMatch, invert: bool) -> RequestRule {
+    let headers = vec![HeaderRule { name: header.to_owned(), value, invert }];
+    RequestRule { allow, headers, ..RequestRule::default() }
+}
+
+/// Every kind of rule about requests.
+pub fn request_rules() -> Vec<RequestRule> {
+    let exactly = |text: &str| Some(PathMatch::Exact(text.to_owned()));
+    vec![
+        header_rule(false, "x-debug", HeaderMatch::Present, false),
+        RequestRule { allow: true, path: exactly("/health"), ..RequestRule::default() },
+        rule(false, "/admin"),
+        RequestRule {
+            allow: true,
+            path: Some(PathMatch::Regex("/v[12]/.*".to_owned())),
+            methods: ["GET", "HEAD"].map(str::to_owned).into(),
+            ..RequestRule::default()
+        },
+        RequestRule {
+            allow: true,
+            methods: ["PUT".to_owned()].into(),
+            headers: vec![
+                HeaderRule {
+                    name: "x-tenant".to_owned(),
+                    value: HeaderMatch::Prefix("blue-".to_owned()),
+                    invert: false,
+                },
+                HeaderRule {
+                    name: "x-tenant".to_owned(),
+                    value: HeaderMatch::Suffix("-old".to_owned()),
+                    invert: true,
+                },
+            ],
+            ..RequestRule::default()
+        },
+        header_rule(true, "x-token", HeaderMatch::Exact("secret".to_owned()), false),
+        header_rule(true, "x-tags", HeaderMatch::Contains("open".to_owned()), false),
+        header_rule(true, "x-number", HeaderMatch::Regex("[0-9]+".to_owned()), false),
+    ]
+}
+
+/// A service, and one that it calls, that speak `protocol`.
+fn speaking(protocol: Protocol) -> (ServicePlan, MeshView) {
+    let mut web = service("web");
+    web.upstreams = vec![upstream("api", 9000)];
+    web.sidecar.config = json!({"local_request_timeout_ms": 2500, "local_idle_timeout_ms": 0,
+        "balance_inbound_connections": "exact_balance"})
+    .as_object()
+    .unwrap()
+    .clone();
+    let mut called = known(&["240.0.0.5"], &[("10.0.0.2", 21000, Some(8080))], &["web"]);
+    called.protocol = protocol;
+    let mut own = known(&["240.0.0.6"], &[], &["*"]);
+    own.protocol = protocol;
+    own.callers.named.insert(name("cron"), Access::Requests(request_rules()));
+    own.callers.named.insert(name("guest"), Access::Requests(vec![rule(false, "/")]));
+    (web, mesh([("api", called), ("web", own)]))
+}
+
+/// Two services that may be reached, one by its virtual IP and one by an upstream of its own, and one
+/// that may not. The first has instances that take different shares.
+fn reach_and_weights() -> (ServicePlan, MeshView) {
+    let mut web = service("web");
+    web.upstreams = vec![upstream("db", 5432)];
+    let mut mesh = mesh([
+        ("api", known(&["240.0.0.5"], &[("10.0.0.2", 21000, None), ("10.0.0.3", 21000, None)], &["*"])),
+        ("db", known(&["240.0.0.7"], &[("10.0.0.4", 21000, Some(5432))], &["*"])),
+        ("secret", known(&["240.0.0.8", "240.0.0.5"], &[("10.0.0.4", 21001, Some(80))], &[])),
+        ("web", known(&["240.0.0.6"], &[], &["*"])),
+    ]);
+    let api = mesh.services.get_mut(&name("api")).unwrap();
+    api.instances = std::mem::take(&mut api.instances)
+        .into_iter()
+        .zip([0, 9])
+        .map(|(instance, weight)| Instance { weight, ..instance })
+        .collect();
+    mesh.reach.insert(name("web"), [name("api")].into());
+    mesh.virtual_net = Some("240.0.0.0/4".parse().unwrap());
+    (web, mesh)
 }
