@@ -45,7 +45,8 @@ impl Endpoints {
             if name != usual {
                 endpoints.aliases.insert(name);
             }
-            if weight == 0 || port == 0 {
+            // One that is not well is still the mesh's: nobody may dial it in the clear.
+            if port == 0 {
                 continue;
             }
             let address = if address.is_empty() { node.address } else { address };
@@ -118,8 +119,8 @@ mod tests {
         assert_eq!(weights(&[]), [3]);
         assert_eq!(weights(&["passing", "passing"]), [3]);
         assert_eq!(weights(&["passing", "warning"]), [2]);
-        assert_eq!(weights(&["warning", "critical"]), [0_u32; 0]);
-        assert_eq!(weights(&["maintenance"]), [0_u32; 0]);
+        assert_eq!(weights(&["warning", "critical"]), [0]);
+        assert_eq!(weights(&["maintenance"]), [0]);
         assert!(!endpoints(json!([])).present);
     }
 
