@@ -79,11 +79,12 @@ demo: tools-netns can-be-root build ## two hosts and a mesh between them, shown 
 	@$(AS_ROOT) target/enmesh demo
 
 bench: tools-netns can-be-root build ## figures, side by side with how it is done today
+	@scripts/need 'python3:python3:the way of today begins with a generator in Python'
 	@CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT) ENMESH_BINARY=$(CURDIR)/target/enmesh' cargo bench --locked --bench figures
 
 # --- tests -------------------------------------------------------------------------------------
 
-LEVELS := check test-unit test-netns test-host test-demo
+LEVELS := check test-unit test-netns test-host test-lab test-demo
 
 .PHONY: test lint deny $(LEVELS)
 test: ## all levels below, then a summary
@@ -113,7 +114,12 @@ test-host: tools-host can-be-root build ## level: real systemd in booted contain
 	@export LEVEL_RUNS_IGNORED=1; \
 	tests=$$(scripts/tests-with host-tests); \
 	CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT)' \
-	    scripts/level host 900 $(TEST) --features host-tests $$tests -- --test-threads=1
+	    scripts/level host 900 $(TEST) --features host-tests $$tests -- --test-threads=1 --skip lab::
+
+test-lab: tools-host can-be-root build ## level: three booted hosts, a real Consul, restarts under load; root
+	@export LEVEL_RUNS_IGNORED=1; \
+	CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT)' \
+	    scripts/level lab 900 $(TEST) --features host-tests --test host -- --test-threads=1 --nocapture lab::
 
 test-demo: tools-netns can-be-root build ## level: the demo, every claim of it checked; root
 	@scripts/level demo 300 scripts/demo-holds $(AS_ROOT) target/enmesh demo --json

@@ -62,13 +62,14 @@ pub fn file_to_live() -> Answer {
 }
 
 /// An Envoy that does nothing, and its admin socket.
-struct Bare {
+pub struct Bare {
     folder: tempfile::TempDir,
     envoy: Child,
 }
 
 impl Bare {
-    fn start() -> Result<Bare, Box<dyn Error>> {
+    /// Starts it.
+    pub fn start() -> Result<Bare, Box<dyn Error>> {
         let folder = tempfile::tempdir()?;
         let bootstrap = folder.path().join("bootstrap.json");
         let admin = folder.path().join("admin.sock");
@@ -89,7 +90,8 @@ impl Bare {
         Ok(Bare { folder, envoy })
     }
 
-    fn wait_until_ready(&self) -> Result<(), Box<dyn Error>> {
+    /// Waits until it says it is ready.
+    pub fn wait_until_ready(&self) -> Result<(), Box<dyn Error>> {
         let started = Instant::now();
         while host::get(&self.folder.path().join("admin.sock"), "/ready").is_err() {
             if started.elapsed() > Duration::from_secs(20) {

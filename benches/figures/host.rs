@@ -40,8 +40,13 @@ pub fn envoy() -> PathBuf {
 }
 
 impl Host {
-    /// A tree with users for `services` services, and no service file yet.
+    /// A tree with users for `services` services, no service file yet, and no Consul.
     pub fn new(services: u32) -> Result<Host, Box<dyn Error>> {
+        Host::with(services, "control_plane = \"static\"\nregistration = \"none\"\n")
+    }
+
+    /// The same with another source of the mesh, in words of the host file.
+    pub fn with(services: u32, mesh: &str) -> Result<Host, Box<dyn Error>> {
         let tree = tempfile::Builder::new().prefix("enmesh-bench").tempdir()?;
         // The sidecars' user has to get through.
         fs::set_permissions(tree.path(), fs::Permissions::from_mode(0o755))?;
@@ -58,7 +63,7 @@ impl Host {
         host.write(
             "etc/enmesh/enmesh.toml",
             &format!(
-                "control_plane = \"static\"\nregistration = \"none\"\nprofile = \"container\"\n\
+                "{mesh}profile = \"container\"\n\
                  [envoy]\npath = \"{}\"\ndrain = \"1s\"\n[ports]\noutbound = \"15001-15300\"\n",
                 envoy().display()
             ),

@@ -9,9 +9,11 @@
 #![allow(missing_docs, reason = "a program, not a library")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "figures are its output")]
 
+mod agent;
 mod apply;
 mod daemon;
 mod host;
+mod pipeline;
 mod planning;
 mod program;
 mod size;
@@ -32,11 +34,12 @@ type Answer = Result<Table, Box<dyn Error>>;
 type Figure = (&'static str, fn() -> Answer);
 
 /// The figures, in the order they are printed.
-const FIGURES: [Figure; 6] = [
+const FIGURES: [Figure; 7] = [
     ("apply", apply::from_nothing),
     ("apply-again", apply::again),
     ("plan", planning::measure),
     ("live", daemon::file_to_live),
+    ("pipeline", pipeline::measure),
     ("rest", daemon::at_rest),
     ("size", size::measure),
 ];

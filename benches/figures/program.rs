@@ -2,13 +2,27 @@
 
 use std::error::Error;
 use std::io::Write;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
 
 use enmesh::base::exec;
 
 /// Runs `name` and waits for it; an error when it says no.
 pub fn run(name: &str, arguments: &[&str], stdin: &str) -> Result<(), Box<dyn Error>> {
-    let output = collect(name, arguments, stdin)?;
+    checked(name, arguments, &collect(&find(name)?, arguments, stdin)?)
+}
+
+/// The same with a program that is where it is told.
+pub fn at(path: &Path, arguments: &[&str]) -> Result<(), Box<dyn Error>> {
+    checked(&path.display().to_string(), arguments, &collect(path, arguments, "")?)
+}
+
+/// What `name` prints.
+pub fn answer(name: &str, arguments: &[&str]) -> Result<String, Box<dyn Error>> {
+    Ok(String::from_utf8_lossy(&collect(&find(name)?, arguments, "")?.stdout).trim().to_owned())
+}
+
+fn checked(name: &str, arguments: &[&str], output: &Output) -> Result<(), Box<dyn Error>> {
     if output.status.success() {
         return Ok(());
     }
@@ -16,13 +30,11 @@ pub fn run(name: &str, arguments: &[&str], stdin: &str) -> Result<(), Box<dyn Er
     Err(format!("{name} {}: {} ({words})", arguments.join(" "), output.status).into())
 }
 
-/// What `name` prints.
-pub fn answer(name: &str, arguments: &[&str]) -> Result<String, Box<dyn Error>> {
-    Ok(String::from_utf8_lossy(&collect(name, arguments, "")?.stdout).trim().to_owned())
+fn find(name: &str) -> Result<PathBuf, Box<dyn Error>> {
+    Ok(exec::find(name).map_err(|fault| fault.to_string())?)
 }
 
-fn collect(name: &str, arguments: &[&str], stdin: &str) -> Result<std::process::Output, Box<dyn Error>> {
-    let path = exec::find(name).map_err(|fault| fault.to_string())?;
+fn collect(path: &Path, arguments: &[&str], stdin: &str) -> Result<Output, Box<dyn Error>> {
     #[expect(clippy::disallowed_methods, reason = "a blocking wait, as today's scripts do it")]
     let mut child = Command::new(path)
         .args(arguments)

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use super::error::ConvergeError;
 use super::membership::{ConsulStatus, Membership, XdsFault};
+use super::state::State;
 use crate::base::{Fault, LocalFuture, Root};
 use crate::config::value::ServiceId;
 use crate::config::{ControlPlane, HostConfig};
@@ -88,6 +89,16 @@ impl Drive {
             }
         }
         Ok(())
+    }
+
+    /// The mesh with what was of it before. Only Consul's word is doubted like that.
+    pub fn with_past(&self, state: &mut State, host: &HostConfig, mut view: MeshView) -> MeshView {
+        if self.membership.is_some() {
+            let before = state.mesh.clone().unwrap_or_default();
+            state.past.follow(&before, &view, host.virtual_ips, SystemTime::now());
+            view.past = state.past.past();
+        }
+        view
     }
 
     /// Files whose change may change the control plane or what it tells.

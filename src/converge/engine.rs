@@ -189,6 +189,7 @@ impl Engine {
         }
         drive.mesh.follow(&locals(&config));
         let (view, unseen) = self.view().await;
+        let view = self.adapters.drive.with_past(&mut self.state, &config.host, view);
         let users = self.adapters.unit_users(facts::scoped_units(&config)).await;
         let mut facts = facts::live(&self.root, &config, &self.state, view.clone(), users).await?;
         let drive = &self.adapters.drive;
@@ -217,8 +218,9 @@ impl Engine {
     /// Takes up a change of the mesh that leaves this host's services, rules and names as they are:
     /// what sidecars are told changes, and nothing else is looked at. `None` where it takes converging.
     pub async fn refresh(&mut self) -> Option<Outcome> {
-        let (config, facts) = self.made_from.as_ref()?;
         let view = self.adapters.drive.mesh.view().await.ok()?;
+        let view = self.adapters.drive.with_past(&mut self.state, &self.host, view);
+        let (config, facts) = self.made_from.as_ref()?;
         let facts = HostFacts {
             mesh: view.clone(),
             allocations: self.state.allocations.clone(),
@@ -439,7 +441,7 @@ pub(super) fn keep<T>(faults: &mut Vec<Fault>, result: Result<T, Fault>) {
 /// A file of the tree is there and cannot be read.
 pub async fn look(root: &Root) -> Result<Intent, Fault> {
     // Only root may read the state; without it, everything is given out as on a fresh host.
-    let state = State::load(root).map(|(state, _)| state).unwrap_or_default();
+    let mut state = State::load(root).map(|(state, _)| state).unwrap_or_default();
     let config = load(root, &state);
     let mut drive = Drive::new(root, &config.host)?;
     if root.is_host() {
@@ -450,6 +452,7 @@ pub async fn look(root: &Root) -> Result<Intent, Fault> {
         Ok(view) => (view, None),
         Err(fault) => (state.mesh.clone().unwrap_or_default(), Some(fault)),
     };
+    let view = drive.with_past(&mut state, &config.host, view);
     let mut facts = if root.is_host() {
         facts::live(root, &config, &state, view.clone(), BTreeMap::new()).await?
     } else {

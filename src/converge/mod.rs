@@ -15,6 +15,7 @@ pub mod facts;
 mod leave;
 mod lock;
 mod membership;
+mod memory;
 mod names;
 mod preflight;
 mod registering;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::error::ConvergeError;
+use super::memory::Memory;
 use crate::base::files::{self, Access};
 use crate::base::{Fault, Root};
 use crate::config::value::ServiceId;
@@ -37,6 +38,8 @@ pub struct State {
     pub host: Option<HostConfig>,
     /// The mesh as it was seen last, for a start at which it cannot be seen.
     pub mesh: Option<MeshView>,
+    /// What was of the mesh before.
+    pub past: Memory,
     /// The service configurations that were good last.
     pub services: BTreeMap<ServiceId, Remembered>,
     /// What was registered in Consul and not taken out since.
@@ -53,6 +56,7 @@ impl Default for State {
             allocations: Allocations::default(),
             host: None,
             mesh: None,
+            past: Memory::default(),
             services: BTreeMap::new(),
             registered: BTreeSet::new(),
             down: BTreeSet::new(),

@@ -46,6 +46,8 @@ pub struct Tally {
     pub by_port: BTreeMap<u16, u64>,
     /// Connections that carried at least one byte outside TLS.
     pub clear_connections: u64,
+    /// The same by the port that they were opened to.
+    pub clear_by_port: BTreeMap<u16, u64>,
     /// TCP payload bytes inside TLS records, their headers included.
     pub tls_bytes: u64,
     /// Of these, bytes of records that are encrypted application data.
@@ -63,14 +65,11 @@ pub struct Tally {
 impl Tally {
     /// What passed since `earlier`.
     pub fn since(&self, earlier: &Tally) -> Tally {
-        let ports = self.by_port.iter().filter_map(|(port, count)| {
-            let more = count - earlier.by_port.get(port).unwrap_or(&0);
-            (more > 0).then_some((*port, more))
-        });
         Tally {
             connections: self.connections - earlier.connections,
-            by_port: ports.collect(),
+            by_port: more(&self.by_port, &earlier.by_port),
             clear_connections: self.clear_connections - earlier.clear_connections,
+            clear_by_port: more(&self.clear_by_port, &earlier.clear_by_port),
             tls_bytes: self.tls_bytes.saturating_sub(earlier.tls_bytes),
             encrypted_bytes: self.encrypted_bytes.saturating_sub(earlier.encrypted_bytes),
             clear_bytes: self.clear_bytes.saturating_sub(earlier.clear_bytes),
@@ -79,6 +78,12 @@ impl Tally {
             secrets_seen: self.secrets_seen - earlier.secrets_seen,
         }
     }
+}
+
+/// By how much each port's count has grown; ports whose count has not are left out.
+fn more(now: &BTreeMap<u16, u64>, earlier: &BTreeMap<u16, u64>) -> BTreeMap<u16, u64> {
+    let grown = |(port, count): (&u16, &u64)| (*port, count - earlier.get(port).unwrap_or(&0));
+    now.iter().map(grown).filter(|(_, more)| *more > 0).collect()
 }
 
 /// The meter itself: packets in, figures out. Knows no sockets, so it can be tried on any bytes.
@@ -135,8 +140,8 @@ impl Meter {
     /// What passed so far.
     pub fn tally(&self) -> Tally {
         let mut tally = self.done.clone();
-        for flow in self.flows.values() {
-            flow.add_to(&mut tally);
+        for ((_, (_, port)), flow) in &self.flows {
+            flow.add_to(*port, &mut tally);
         }
         tally
     }
@@ -152,7 +157,7 @@ impl Meter {
             }
             // The same pair of ports may be used again: what was is over.
             if let Some(over) = self.flows.remove(&ends) {
-                over.add_to(&mut self.done);
+                over.add_to(segment.destination.1, &mut self.done);
             }
             self.done.connections += 1;
             *self.done.by_port.entry(segment.destination.1).or_default() += 1;
@@ -173,7 +178,8 @@ impl Meter {
 }
 
 impl Flow {
-    fn add_to(&self, tally: &mut Tally) {
+    /// Adds what a connection to `port` has carried.
+    fn add_to(&self, port: u16, tally: &mut Tally) {
         let mut clear = false;
         for stream in [&self.forth, &self.back] {
             let framed = stream.framer.count();
@@ -183,7 +189,10 @@ impl Flow {
             clear |= framed.clear > 0;
             tally.unseen_bytes += stream.missing();
         }
-        tally.clear_connections += u64::from(clear);
+        if clear {
+            tally.clear_connections += 1;
+            *tally.clear_by_port.entry(port).or_default() += 1;
+        }
     }
 }
 
@@ -386,6 +395,7 @@ mod tests {
             tcp_frame(40_000, 8080, 110, ACK, b"ret and s3cret"),
         ]);
         assert_eq!((tally.clear_bytes, tally.clear_connections, tally.secrets_seen), (24, 1, 2));
+        assert_eq!(tally.clear_by_port, BTreeMap::from([(8080, 1)]));
     }
 
     #[test]

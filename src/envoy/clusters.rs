@@ -113,14 +113,15 @@ fn upstream(name: &ServiceName, mesh: &MeshView, layout: &Layout) -> Value {
     cluster(fields, mesh.protocol(name))
 }
 
-/// Where a service runs. One that nobody runs has no endpoints, and calls to it are refused.
+/// Where a service runs and is well. One that nobody runs has no endpoints, and calls to it are refused.
 fn endpoints(cluster: &str, known: Option<&MeshService>) -> Value {
-    let instances = || known.into_iter().flat_map(|known| &known.instances);
+    let well = |instance: &&Instance| instance.weight != 0;
+    let instances = || known.into_iter().flat_map(|known| &known.instances).filter(well);
     let weighted = instances().any(|instance| instance.weight != 1);
     let endpoints: Vec<Value> = instances()
         .map(|instance| {
             let endpoint = json!({"address": address(instance.address, instance.port)});
-            let weight = instance.weight.clamp(1, MAX_WEIGHT);
+            let weight = instance.weight.min(MAX_WEIGHT);
             if weighted {
                 json!({"endpoint": endpoint, "load_balancing_weight": weight})
             } else {

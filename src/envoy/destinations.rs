@@ -32,7 +32,8 @@ pub const PASSED_ON: &str = "default/original-destination";
 /// The destinations that are not just passed on. An address or an address and port that two
 /// services claim belongs to the first in the order of names, those that may be reached before the others.
 pub struct Destinations<'a> {
-    /// Virtual IPs: every port is the service's. `None`: one that may not be reached.
+    /// Virtual IPs: every port is the service's. `None`: one that may not be reached, or was of a service
+    /// that is gone.
     virtual_ips: BTreeMap<IpAddr, Option<&'a ServiceName>>,
     /// Instances that are dialled by their own address: the app's port is the service's. `None` as above.
     instances: BTreeMap<IpAddr, BTreeMap<u16, Option<Direct<'a>>>>,
@@ -69,6 +70,12 @@ impl<'a> Destinations<'a> {
         }
         for (_, known) in others {
             found.add(service, known, None);
+        }
+        for ip in &mesh.past.virtual_ips {
+            found.virtual_ips.entry(*ip).or_insert(None);
+        }
+        for (ip, port) in &mesh.past.instances {
+            found.instances.entry(*ip).or_default().entry(*port).or_insert(None);
         }
         found.instances.retain(|ip, _| !found.virtual_ips.contains_key(ip));
         found

@@ -164,7 +164,10 @@ impl Captures {
     ) -> RedirectPolicy {
         let captured = !self.outbound.is_empty();
         let instances = mesh.services.values().flat_map(|service| &service.instances);
+        let directs = instances.filter_map(|instance| Some((instance.address, instance.service_port?)));
+        let directs = directs.chain(mesh.past.instances.iter().copied());
         let virtual_ips = mesh.services.values().flat_map(|service| &service.virtual_ips);
+        let virtual_ips = virtual_ips.chain(&mesh.past.virtual_ips);
         let outside = virtual_ips.filter(|ip| !matches!(ip, IpAddr::V4(v4) if pool.contains(v4)));
         let mut virtual_nets: BTreeSet<IpNet> = outside.map(|ip| IpNet::from(*ip)).collect();
         virtual_nets.insert(IpNet::V4(pool));
@@ -174,10 +177,7 @@ impl Captures {
             proxy_uids,
             bypass_cidrs: NEVER.iter().filter_map(|net| net.parse().ok()).collect(),
             virtual_nets: if captured { virtual_nets } else { BTreeSet::new() },
-            mesh_instances: instances
-                .filter(|instance| captured && !own.contains(&instance.address))
-                .filter_map(|instance| instance.service_port.map(|port| (instance.address, port)))
-                .collect(),
+            mesh_instances: directs.filter(|(address, _)| captured && !own.contains(address)).collect(),
             outbound: self.outbound,
             inbound: self.inbound,
             dns: None,

@@ -26,6 +26,19 @@ pub struct MeshView {
     /// said by the plan, not by a control plane.
     #[serde(skip)]
     pub virtual_net: Option<Ipv4Net>,
+    /// What belonged to the mesh until lately.
+    #[serde(skip)]
+    pub past: Past,
+}
+
+/// Destinations that belonged to the mesh and do not any more. Who still dials them means the mesh, so
+/// they are closed rather than in the clear.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Past {
+    /// Virtual IPs.
+    pub virtual_ips: BTreeSet<IpAddr>,
+    /// Instances that could be dialled directly, with the port of the app.
+    pub instances: BTreeSet<(IpAddr, u16)>,
 }
 
 impl Default for MeshView {
@@ -36,6 +49,7 @@ impl Default for MeshView {
             services: BTreeMap::new(),
             reach: BTreeMap::new(),
             virtual_net: None,
+            past: Past::default(),
         }
     }
 }

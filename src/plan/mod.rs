@@ -22,7 +22,7 @@ pub use allocate::Allocations;
 pub use build::plan;
 pub use facts::HostFacts;
 pub use mesh::{
-    Access, Callers, Credentials, HeaderMatch, HeaderRule, Instance, MeshService, MeshView, PathMatch,
+    Access, Callers, Credentials, HeaderMatch, HeaderRule, Instance, MeshService, MeshView, Past, PathMatch,
     Protocol, RequestRule, SpiffeId, XdsToken,
 };
 pub use policy::{

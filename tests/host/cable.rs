@@ -22,12 +22,35 @@ pub const INTERFACE: &str = "eth0";
 pub const INSIDE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 77, 0, 2));
 /// The address of everybody else.
 pub const OUTSIDE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 77, 0, 1));
+/// The bridge of a switch.
+pub const BRIDGE: &str = "switch";
 /// What every listener says first.
 const HELLO: &[u8] = b"hello in the clear";
 /// How long a connection and an answer may take; on one machine it is a matter of milliseconds.
 const ANSWER: Duration = Duration::from_secs(2);
 /// How long `ip` may take.
 const LIMIT: Duration = Duration::from_secs(10);
+
+/// Where a machine's cable goes.
+#[derive(Clone, Default)]
+pub enum Outlet {
+    /// To a namespace of its own.
+    #[default]
+    Stranger,
+    /// To a switch, with other machines.
+    Switch(Port),
+}
+
+/// A port of a switch, and who is to be plugged in there.
+#[derive(Clone)]
+pub struct Port {
+    /// The switch's namespace.
+    pub switch: String,
+    /// The port's interface there.
+    pub interface: String,
+    /// The machine's address.
+    pub address: Ipv4Addr,
+}
 
 /// The two ends.
 pub struct Cable {
@@ -39,18 +62,29 @@ pub struct Cable {
 }
 
 impl Cable {
-    /// Makes both namespaces (`NAME` is the machine's) and what is between them.
-    pub fn lay(name: &str) -> Cable {
-        let outside = format!("{name}-out");
-        let ip = |arguments: &str| must(tool("ip"), &arguments.split(' ').collect::<Vec<_>>());
+    /// Makes the namespace `NAME`, the machine's, and what is between it and the outlet.
+    pub fn lay(name: &str, outlet: &Outlet) -> Cable {
+        let (outside, interface, address) = match outlet {
+            Outlet::Stranger => (format!("{name}-out"), INTERFACE, INSIDE),
+            Outlet::Switch(port) => (port.switch.clone(), port.interface.as_str(), port.address.into()),
+        };
         ip(&format!("netns add {name}"));
-        ip(&format!("netns add {outside}"));
-        ip(&format!("-n {name} link add {INTERFACE} type veth peer name {INTERFACE} netns {outside}"));
-        for (namespace, address) in [(name, INSIDE), (&outside, OUTSIDE)] {
-            ip(&format!("-n {namespace} address add {address}/24 dev {INTERFACE}"));
-            ip(&format!("-n {namespace} link set lo up"));
-            ip(&format!("-n {namespace} link set {INTERFACE} up"));
+        match outlet {
+            Outlet::Stranger => {
+                ip(&format!("netns add {outside}"));
+                ip(&format!("-n {outside} link set lo up"));
+                connect_cable(name, &outside, interface);
+                ip(&format!("-n {outside} address add {OUTSIDE}/24 dev {interface}"));
+            }
+            Outlet::Switch(_) => {
+                connect_cable(name, &outside, interface);
+                ip(&format!("-n {outside} link set {interface} master {BRIDGE}"));
+            }
         }
+        ip(&format!("-n {outside} link set {interface} up"));
+        ip(&format!("-n {name} address add {address}/24 dev {INTERFACE}"));
+        ip(&format!("-n {name} link set lo up"));
+        ip(&format!("-n {name} link set {INTERFACE} up"));
         ip(&format!("-n {name} route add default via {OUTSIDE}"));
         let open = |name: &str| Namespace::by_name(name).expect("it was made");
         Cable { name: name.to_owned(), inside: open(name), outside: open(&outside) }
@@ -75,6 +109,15 @@ impl Drop for Cable {
     fn drop(&mut self) {
         Cable::clear_away(&self.name);
     }
+}
+
+fn connect_cable(inside: &str, outside: &str, interface: &str) {
+    ip(&format!("-n {inside} link add {INTERFACE} type veth peer name {interface} netns {outside}"));
+}
+
+/// Runs `ip`, which must not fail.
+pub fn ip(arguments: &str) {
+    must(tool("ip"), &arguments.split(' ').collect::<Vec<_>>());
 }
 
 /// Whether a connection of the user `uid` from `namespace` to `address` gets a listener's hello.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use enmesh::base::exec::{self, Output};
 use serde_json::Value;
 
-use crate::cable::Cable;
+use crate::cable::{Cable, Outlet};
 use crate::tree;
 
 /// What a boot may take; it takes about three seconds when nothing else runs.
@@ -29,9 +29,19 @@ const PATH: &str = "PATH=/usr/sbin:/usr/bin:/sbin:/bin";
 /// do this between fork and exec in safe Rust.
 const IN_GROUP: &str = r#"echo $$ >"$1/cgroup.procs" && shift && exec "$@""#;
 
+/// What a machine gets from outside.
+#[derive(Clone, Default)]
+pub struct Setting {
+    /// Where its cable goes.
+    pub outlet: Outlet,
+    /// Programs that it sees beside those of its tree: what, and where.
+    pub programs: Vec<(PathBuf, &'static str)>,
+}
+
 /// A booted host.
 pub struct Machine {
     name: String,
+    setting: Setting,
     folder: PathBuf,
     group: PathBuf,
     container: Option<Child>,
@@ -48,14 +58,15 @@ impl Machine {
 
     /// The same after `prepare` has done what somebody did to the tree before the first boot.
     pub fn boot_with(name: &str, prepare: impl FnOnce(&Path)) -> Machine {
-        assert!(nix::unistd::geteuid().is_root(), "the host tests need root");
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        sweep();
-        let name = format!("enmesh-{}-{}-{name}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        Machine::boot_in(name, Setting::default(), prepare)
+    }
+
+    /// The same in a setting.
+    pub fn boot_in(name: &str, setting: Setting, prepare: impl FnOnce(&Path)) -> Machine {
         let base = tree::base();
-        let folder = base.with_file_name("machines").join(&name);
+        let (name, folder) = claim(name);
         let group = unified().join(&name);
-        let mut machine = Machine { name, folder, group, container: None, leader: 0, cable: None };
+        let mut machine = Machine { name, setting, folder, group, container: None, leader: 0, cable: None };
         machine.lay_out(&base);
         prepare(&machine.tree());
         machine.start();
@@ -64,7 +75,6 @@ impl Machine {
     }
 
     fn lay_out(&self, base: &Path) {
-        fs::create_dir_all(&self.folder).expect("target can be written");
         let tree = self.tree();
         must(tool("cp"), &["-a", text(base), text(&tree)]);
         install(&tree);
@@ -79,10 +89,11 @@ impl Machine {
     fn start(&mut self) {
         // Another boot finds nothing in the kernel that an earlier one has left there.
         self.cable = None;
-        self.cable = Some(Cable::lay(&self.name));
+        self.cable = Some(Cable::lay(&self.name, &self.setting.outlet));
         let console = File::create(self.folder.join("console")).expect("target can be written");
         let itself = std::env::current_exe().expect("a program knows where it is");
-        let child = Command::new("/bin/sh")
+        let mut command = Command::new("/bin/sh");
+        command
             .args(["-c", IN_GROUP, "sh", text(&self.group)])
             .arg(tool("systemd-nspawn"))
             .arg("--directory")
@@ -100,10 +111,11 @@ impl Machine {
             .env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1")
             .stdin(Stdio::null())
             .stdout(console.try_clone().expect("a descriptor can be doubled"))
-            .stderr(console)
-            .spawn()
-            .expect("install the package `systemd-container`");
-        self.container = Some(child);
+            .stderr(console);
+        for (program, there) in &self.setting.programs {
+            command.arg(format!("--bind-ro={}:{there}", program.display()));
+        }
+        self.container = Some(command.spawn().expect("install the package `systemd-container`"));
     }
 
     /// Waits until every unit of the boot has started.
@@ -252,8 +264,20 @@ impl Drop for Machine {
             let _ = container.wait();
         }
         self.cable = None;
-        clear_away(&self.name, &self.group, &self.folder);
+        clear_away(&self.name, &self.folder);
     }
+}
+
+/// Gives out a name that nobody has, for something that is swept away should this program be killed.
+/// Returns the folder that stands for it, too.
+pub fn claim(name: &str) -> (String, PathBuf) {
+    assert!(nix::unistd::geteuid().is_root(), "the host tests need root");
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    sweep();
+    let name = format!("enmesh-{}-{}-{name}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    let folder = machines().join(&name);
+    fs::create_dir_all(&folder).expect("target can be written");
+    (name, folder)
 }
 
 /// Ends every process in the control group and below.
@@ -267,7 +291,9 @@ fn pull_the_plug(group: &Path) {
     }
 }
 
-fn clear_away(name: &str, group: &Path, folder: &Path) {
+/// Clears away what stands for the name, but processes.
+pub fn clear_away(name: &str, folder: &Path) {
+    let group = &unified().join(name);
     Cable::clear_away(name);
     let _ = fs::remove_dir(Path::new("/run/systemd/nspawn/propagate").join(name));
     remove_groups(group);
@@ -285,16 +311,19 @@ fn remove_groups(group: &Path) {
 
 /// Clears away machines whose test program was killed before it could.
 fn sweep() {
-    let machines = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/host-root/machines");
-    for entry in fs::read_dir(machines).into_iter().flatten().flatten() {
+    for entry in fs::read_dir(machines()).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let owner = name.split('-').nth(1).unwrap_or_default().to_owned();
         if !Path::new("/proc").join(owner).exists() {
-            let group = unified().join(&name);
-            pull_the_plug(&group);
-            clear_away(&name, &group, &entry.path());
+            pull_the_plug(&unified().join(&name));
+            clear_away(&name, &entry.path());
         }
     }
+}
+
+/// Where machines have their folders.
+fn machines() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("target/host-root/machines")
 }
 
 /// Where control groups of version 2 are mounted.

@@ -11,12 +11,14 @@
 //! |---|---|
 //! | `tree` | the Debian tree, made once and kept |
 //! | `machine` | one booted host: boot, run, write files, power off |
+//! | `switch` | what several of them are plugged into |
 //! | `cable` | its network, and who talks over it from inside and outside |
 //! | `inner` | what runs inside a machine: this same program, started there |
 //! | `units` | the room `systemd` and the unit files |
 //! | `takeover` | the whole product: a host with a legacy service file moves over |
 //! | `life` | the whole product: two services through restarts, kills, an upgrade and the end |
 //! | `names` | a name server outside |
+//! | `lab` | the whole product with a real Consul: three machines |
 //! | `manager` | the whole product and systemd: watchdog, reload, scopes by unit, names, journal |
 
 #![allow(
@@ -30,10 +32,12 @@
 
 mod cable;
 mod inner;
+mod lab;
 mod life;
 mod machine;
 mod manager;
 mod names;
+mod switch;
 mod takeover;
 mod tree;
 mod units;

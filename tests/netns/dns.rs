@@ -4,7 +4,6 @@
 #![allow(clippy::indexing_slicing, clippy::print_stderr, reason = "in a test a failure is a panic")]
 
 #[path = "../support/consul_bed.rs"]
-#[allow(dead_code, reason = "only the agent is of use here")]
 mod consul_bed;
 #[path = "../support/host_bed.rs"]
 mod host_bed;

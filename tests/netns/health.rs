@@ -7,7 +7,6 @@
 )]
 
 #[path = "../support/consul_bed.rs"]
-#[allow(dead_code, reason = "shared with tests that use more of it")]
 mod bed;
 
 use std::collections::BTreeMap;

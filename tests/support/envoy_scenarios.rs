@@ -361,5 +361,7 @@ fn reach_and_weights() -> (ServicePlan, MeshView) {
         .collect();
     mesh.reach.insert(name("web"), [name("api")].into());
     mesh.virtual_net = Some("240.0.0.0/4".parse().unwrap());
+    mesh.past.virtual_ips.insert(ip("203.0.113.20"));
+    mesh.past.instances.extend([(ip("10.0.0.4"), 81), (ip("10.0.0.9"), 80)]);
     (web, mesh)
 }

@@ -45,7 +45,8 @@ impl Endpoints {
             if name != usual {
                 endpoints.aliases.insert(name);
             }
-            let Some(port) = port_of(port).filter(|_| weight != 0) else { continue };
+            // One that is not well is still the mesh's: nobody may dial it in the clear.
+            let Some(port) = port_of(port) else { continue };
             let address = if address.is_empty() { node.address } else { address };
             match address.parse::<IpAddr>() {
                 Ok(ip) if !ip.is_unspecified() => {
@@ -121,8 +122,8 @@ mod tests {
         assert_eq!(weights(&[]), [3]);
         assert_eq!(weights(&["passing", "passing"]), [3]);
         assert_eq!(weights(&["passing", "warning"]), [2]);
-        assert_eq!(weights(&["warning", "critical"]), [0_u32; 0]);
-        assert_eq!(weights(&["maintenance"]), [0_u32; 0]);
+        assert_eq!(weights(&["warning", "critical"]), [0]);
+        assert_eq!(weights(&["maintenance"]), [0]);
         assert!(!endpoints(json!([])).present);
     }
 
