@@ -145,7 +145,9 @@ fn every_scenario_is_valid_and_is_taken_up() {
             assert_eq!(published, Published { changed: vec![], verified: true }, "{scenario}");
             let rejected = sidecar.admin.stats("rejected$").await.unwrap();
             assert!(rejected.values().all(|count| *count == 0), "{scenario}: {rejected:?}");
-            assert_eq!(sidecar.log(), "", "{scenario}: Envoy has nothing to warn about");
+            let warnings: Vec<_> =
+                sidecar.log().lines().filter(|line| !is_asked_for(line)).map(str::to_owned).collect();
+            assert_eq!(warnings, [""; 0], "{scenario}: Envoy has nothing to warn about");
             let info = sidecar.admin.server_info().await.unwrap();
             assert_eq!(info.node_id, format!("{}-sidecar-proxy", service.id));
             assert_eq!(info.version, Programs::default().version(&envoy()).unwrap());
@@ -159,7 +161,14 @@ fn validate(scenario: &str, document: &Value, root: &Root) {
     let arguments = ["--mode", "validate", "-c", path.to_str().unwrap()];
     let output = exec::run(&envoy(), &arguments, b"", bed::LIMIT).unwrap();
     assert!(output.status.success(), "{scenario}: {}", output.stderr);
-    assert!(!output.stderr.contains("deprecated"), "{scenario}: {}", output.stderr);
+    let mut deprecated =
+        output.stderr.lines().filter(|line| line.contains("deprecated") && !is_asked_for(line));
+    assert_eq!(deprecated.next(), None, "{scenario}: {}", output.stderr);
+}
+
+/// Where Envoy takes `envoy_tracing_json` from is deprecated, and there is no other place for it.
+fn is_asked_for(line: &str) -> bool {
+    line.contains("envoy.config.bootstrap.v3.Bootstrap.tracing")
 }
 
 #[test]

@@ -134,7 +134,8 @@ mod tests {
         let mut negative = entry("10.0.0.3", &["passing"]);
         negative["Service"]["Weights"]["Passing"] = json!(-1);
         let found = endpoints(json!([odd, negative, entry("10.0.0.4", &["passing"])]));
-        assert_eq!(found.instances.len(), 1);
+        let seen: Vec<_> = found.instances.iter().map(|it| (it.address.to_string(), it.weight)).collect();
+        assert_eq!(seen, [("10.0.0.3".to_owned(), 0), ("10.0.0.4".to_owned(), 3)]);
     }
 
     #[test]

@@ -51,7 +51,7 @@ pub(super) struct Shared {
     pub bell: Notify,
     /// Rung when there is something new for whoever asked: a picture, a leaf, a fault.
     pub stir: Notify,
-    /// Rung for [`crate::mesh::MeshSource::changed`].
+    /// Rung for [`crate::mesh::MeshSource::changed`]: another picture, another state of the link.
     pub changed: Notify,
     /// Rung when a topic answers again.
     pub back: Notify,
@@ -107,6 +107,7 @@ impl Shared {
             if faults.is_empty() {
                 self.since.set(now());
                 tracing::info!("the connection to {} holds again", self.client.settings().endpoint);
+                self.changed.notify_one();
             }
             self.back.notify_waiters();
         }
@@ -120,6 +121,8 @@ impl Shared {
         }
         if faults.values().all(|known| known.code != fault.code) {
             tracing::warn!(ENMESH_CODE = fault.code, "{fault}; what was told last stays in force");
+            // Whoever shows how the link is wants to know.
+            self.changed.notify_one();
         }
         faults.insert(topic.clone(), fault);
         drop(faults);

@@ -121,10 +121,10 @@ pub async fn until(mesh: &CatalogMesh, what: &str, good: impl Fn(&MeshView) -> b
     }
 }
 
-/// The addresses of the instances of `service`.
+/// The instances of `service` that may be used. Those that are not well are known too, without a share.
 pub fn instances(view: &MeshView, service: &str) -> Vec<String> {
     let service = view.services.get(&name(service));
-    let instances = service.iter().flat_map(|it| &it.instances);
+    let instances = service.iter().flat_map(|it| &it.instances).filter(|it| it.weight > 0);
     instances.map(|it| format!("{}:{}*{}", it.address, it.port, it.weight)).collect()
 }
 

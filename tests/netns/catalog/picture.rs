@@ -28,6 +28,7 @@ fn every_kind_of_change_arrives() {
             ["api", "db", "other", "web"]
         );
         assert_eq!(instances(&view, "api"), ["10.9.0.1:21000*3"]);
+        assert_eq!(view.services[&name("api")].instances.len(), 2, "the one that is not well is known");
         let first = view.services[&name("api")].instances.first().unwrap().clone();
         assert_eq!(first.service_port, Some(8080));
         assert_eq!(view.services[&name("web")].callers, Callers::anybody());
