@@ -155,32 +155,46 @@ fn measure_at_rest(count: u32) -> Result<Vec<String>, Box<dyn Error>> {
     let before = Usage::of(pid)?;
     thread::sleep(AT_REST);
     let after = Usage::of(pid)?;
-    let megabytes = |kilobytes: u64| format!("{:.1} MB", kilobytes as f64 / 1024.0);
     Ok(vec![
         count.to_string(),
         megabytes(after.resident),
         megabytes(after.private),
         after.threads.to_string(),
-        format!("{:.1}", after.wake_ups.saturating_sub(before.wake_ups) as f64 / AT_REST.as_secs_f64()),
-        format!(
-            "{:.2} %",
-            (after.cpu.saturating_sub(before.cpu)).as_secs_f64() / AT_REST.as_secs_f64() * 100.0
-        ),
+        wake_ups(&before, &after, AT_REST),
+        percent(&before, &after, AT_REST),
         time(live_after),
     ])
 }
 
-/// What a process uses, from proc_pid_status(5) and proc_pid_schedstat(5).
-struct Usage {
-    resident: u64,
-    private: u64,
+/// Memory as a person reads it.
+pub fn megabytes(kilobytes: u64) -> String {
+    format!("{:.1} MB", kilobytes as f64 / 1024.0)
+}
+
+/// The share of one core that was used in `time`.
+pub fn percent(before: &Usage, after: &Usage, time: Duration) -> String {
+    format!("{:.2} %", after.cpu.saturating_sub(before.cpu).as_secs_f64() / time.as_secs_f64() * 100.0)
+}
+
+/// How often a second a process woke up by itself in `time`.
+pub fn wake_ups(before: &Usage, after: &Usage, time: Duration) -> String {
+    format!("{:.1}", after.wake_ups.saturating_sub(before.wake_ups) as f64 / time.as_secs_f64())
+}
+
+/// What a process uses, from proc_pid_status(5) and proc_pid_schedstat(5). Memory is in kilobytes.
+pub struct Usage {
+    /// Memory that it holds.
+    pub resident: u64,
+    /// Of that, what no other process has.
+    pub private: u64,
     threads: u64,
     wake_ups: u64,
     cpu: Duration,
 }
 
 impl Usage {
-    fn of(pid: u32) -> Result<Usage, Box<dyn Error>> {
+    /// What the process `pid` uses.
+    pub fn of(pid: u32) -> Result<Usage, Box<dyn Error>> {
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
         let mut usage = Usage {
             resident: line_of(&status, "VmRSS:"),

@@ -11,6 +11,7 @@
 
 mod agent;
 mod apply;
+mod catalog;
 mod daemon;
 mod host;
 mod pipeline;
@@ -34,12 +35,13 @@ type Answer = Result<Table, Box<dyn Error>>;
 type Figure = (&'static str, fn() -> Answer);
 
 /// The figures, in the order they are printed.
-const FIGURES: [Figure; 7] = [
+const FIGURES: [Figure; 8] = [
     ("apply", apply::from_nothing),
     ("apply-again", apply::again),
     ("plan", planning::measure),
     ("live", daemon::file_to_live),
     ("pipeline", pipeline::measure),
+    ("catalog", catalog::measure),
     ("rest", daemon::at_rest),
     ("size", size::measure),
 ];
