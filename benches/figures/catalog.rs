@@ -149,8 +149,9 @@ fn put(path: &str, body: &Value) -> Result<(), Box<dyn Error>> {
 /// The first of Envoy's figures whose name fits; 0 when none does.
 fn stat(admin: &Path, filter: &str) -> Result<u64, Box<dyn Error>> {
     let text = host::get(admin, &format!("/stats?filter={filter}"))?;
-    let figure = text.lines().next().and_then(|line| line.rsplit(' ').next());
-    Ok(figure.and_then(|figure| figure.parse().ok()).unwrap_or(0))
+    // Beside the figures stand the sizes of HTTP's chunks.
+    let figure = text.lines().find_map(|line| line.split_once(": "));
+    Ok(figure.and_then(|(_, figure)| figure.parse().ok()).unwrap_or(0))
 }
 
 fn wait(what: &str, mut there: impl FnMut() -> Result<bool, Box<dyn Error>>) -> Result<(), Box<dyn Error>> {
