@@ -69,6 +69,9 @@ impl Engine {
         self.sidecars.retain(|id, _| !going.contains(id.as_str()));
         faults.extend(self.deregister(&|key| going.contains(key.id.as_str())).await);
         if all {
+            if let Some(membership) = &mut self.adapters.drive.membership {
+                keep(&mut faults, membership.session.end().await);
+            }
             keep(&mut faults, self.remove_rules().await);
             keep(&mut faults, self.names.end(self.adapters.systemd.as_ref()).await);
             self.plan = None;
