@@ -16,8 +16,8 @@ use crate::config::value::ServiceId;
 use crate::config::{ConsulConfig, HostConfig, RegistrationMode};
 use crate::consul::xds::{self, XdsSettings};
 use crate::consul::{
-    AgentRegistry, CatalogRegistry, Client, ConsulError, Entry, FileRegistry, Gate, Health, Key, Node, Presence, Registry,
-    ServerFacts, Settings, Topic, check_rights, needed_rights,
+    AgentRegistry, CatalogRegistry, Client, ConsulError, Departure, Entry, FileRegistry, Gate, Health, Key,
+    Node, Presence, Registry, ServerFacts, Settings, Topic, check_rights, needed_rights,
 };
 use crate::netns;
 use crate::plan::{Ads, Plan, Xds, XdsToken};
@@ -278,13 +278,17 @@ impl Membership {
 
     /// Brings the services of `plan` into Consul where it has them otherwise; returns what went wrong,
     /// each fault of one service. Without contact nothing is tried: that was said already.
-    pub async fn register(&mut self, plan: &Plan) -> Vec<Fault> {
+    /// Those of `again` are sent although nothing differs.
+    pub async fn register(&mut self, plan: &Plan, again: &BTreeSet<ServiceId>) -> Vec<Fault> {
         let Some(registry) = self.met.as_ref().and_then(|met| met.registry.clone()) else {
             return Vec::new();
         };
         let entries: Vec<Entry> = plan.services.values().map(Entry::of).collect();
         let registry = &registry;
-        let tries = entries.iter().map(|entry| registry.register(entry));
+        let tries = entries.iter().map(|entry| match again.contains(&entry.key.id) {
+            true => registry.renew(entry),
+            false => registry.register(entry),
+        });
         let outcomes: Vec<_> = stream::iter(tries).buffered(AT_ONCE).collect().await;
         self.registered.retain(|id, _| plan.services.contains_key(id));
         let mut faults = Vec::new();
@@ -344,6 +348,21 @@ impl Membership {
             }
         }
         faults
+    }
+
+    /// Whether services are registered at an agent.
+    pub fn is_at_agent(&self) -> bool {
+        self.mode == RegistrationMode::Agent
+    }
+
+    /// What the catalog has of `keys`, where an agent is to take it out and needs a token that ends with
+    /// the login for it.
+    pub async fn departure(&mut self, keys: &BTreeSet<Key>) -> Option<Departure> {
+        if !self.is_at_agent() || !self.session.is_login() || keys.is_empty() {
+            return None;
+        }
+        self.meet().await.ok()?;
+        Departure::of(&self.client, keys).await.ok()
     }
 
     /// Takes `keys` out of Consul. Returns those that are out, and what went wrong with the others.

@@ -1,7 +1,7 @@
 //! The token that this host calls Consul with: the login that is kept from one converging to the next,
 //! what is known of the token, and when the sessions of before may go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use super::sidecar::SidecarStatus;
 use crate::base::{Class, Fault, Root};
 use crate::config::value::ServiceId;
 use crate::config::{ConsulConfig, LoginConfig};
-use crate::consul::{Client, Login, TokenSource, whoami};
+use crate::consul::{Client, Departure, Login, TokenSource, whoami};
 use crate::plan::{Plan, Xds};
 
 /// Where the token comes from, and how it is. Without the token.
@@ -114,6 +114,19 @@ impl Session {
         match &kept.failed {
             Some((fault, _)) if !kept.login.stands() => Err(fault.clone()),
             _ => Ok(()),
+        }
+    }
+
+    /// Whether the token is one of a login.
+    pub fn is_login(&self) -> bool {
+        self.login.is_some()
+    }
+
+    /// The accessor of the token in force, where it is known.
+    pub fn accessor(&self) -> Option<String> {
+        match &self.login {
+            Some(kept) => kept.login.session().map(|session| session.accessor),
+            None => self.owner.as_ref().map(|(accessor, _)| accessor.clone()),
         }
     }
 
@@ -272,10 +285,45 @@ impl Engine {
     /// After sidecars were told the token in force: logs out what is not used any more.
     pub(super) async fn retire_sessions(&mut self, plan: &Plan) {
         let mut driven = plan.services.values().filter(|service| service.sidecar.xds != Xds::Files);
-        let told = driven.all(|service| {
-            self.sidecars.get(&service.id).is_some_and(|status| status.fault.is_none())
-        });
-        self.retire_where(told).await;
+        let told =
+            driven.all(|service| self.sidecars.get(&service.id).is_some_and(|status| status.fault.is_none()));
+        // An agent goes on with the token of before until a service was sent with the new one.
+        if self.registered_otherwise().is_empty() {
+            self.retire_where(told).await;
+        }
+    }
+
+    /// The services that were registered last with another token than the one in force.
+    pub(super) fn registered_otherwise(&self) -> BTreeSet<ServiceId> {
+        let membership = self.adapters.drive.membership.as_ref();
+        // The other ways to the catalog keep no token.
+        let at_agent = membership.filter(|membership| membership.is_at_agent());
+        let Some(accessor) = at_agent.and_then(|membership| membership.session.accessor()) else {
+            return BTreeSet::new();
+        };
+        let others = self.state.registered.iter().map(|key| &key.id);
+        others.filter(|id| self.state.registered_with.get(*id) != Some(&accessor)).cloned().collect()
+    }
+
+    /// Remembers which token the services of `plan` were registered with.
+    pub(super) fn remember_registered(&mut self, plan: &Plan) {
+        let Some(membership) = &self.adapters.drive.membership else { return };
+        let Some(accessor) = membership.session.accessor() else { return };
+        let done = |id: &ServiceId| membership.registered().get(id).is_some_and(|it| it.done);
+        let with = &mut self.state.registered_with;
+        with.extend(plan.services.keys().filter(|id| done(id)).map(|id| (id.clone(), accessor.clone())));
+    }
+
+    /// Logs out, once the servers know that the services are gone.
+    pub(super) async fn end_session(&mut self, departure: Option<Departure>) -> Result<(), Fault> {
+        let Some(membership) = &mut self.adapters.drive.membership else { return Ok(()) };
+        if let Some(departure) = departure {
+            let left = departure.wait().await?;
+            if !left.is_empty() {
+                return Err(ConvergeError::StillThere { services: left }.into());
+            }
+        }
+        membership.session.end().await
     }
 
     /// After a look at the streams: logs out what is not used any more.

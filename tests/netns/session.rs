@@ -33,7 +33,7 @@ use serde_json::Value;
 /// A host and the Consul on it.
 struct Scene {
     bed: Bed,
-    agent: Agent,
+    _agent: Agent,
     /// The file with the token that may do everything, where there are ACLs.
     operator: Option<PathBuf>,
 }
@@ -58,7 +58,7 @@ impl Scene {
             (agent, operator)
         };
         let (agent, operator) = bed.namespace.run_async(start).unwrap();
-        Scene { bed, agent, operator }
+        Scene { bed, _agent: agent, operator }
     }
 
     /// Does something in Consul, as whoever may do everything.

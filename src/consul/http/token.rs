@@ -91,7 +91,8 @@ impl Eq for SessionToken {}
 impl SessionToken {
     /// A token that was made this moment.
     pub(in crate::consul) fn begin(&self, token: Token) {
-        let before = self.0.in_force.borrow().as_ref().map_or(0, |it| if it.doubted { it.doubts + 1 } else { 0 });
+        let before =
+            self.0.in_force.borrow().as_ref().map_or(0, |it| if it.doubted { it.doubts + 1 } else { 0 });
         let since = Some(Instant::now());
         self.0.in_force.replace(Some(InForce { token, since, doubted: false, doubts: before }));
     }
