@@ -254,22 +254,30 @@ impl Kept {
         }
     }
 
-    /// Whether each stream that was open when the session in force began has ended since. Envoy sends
-    /// the token when it opens a stream; one that is open goes on with the token that it was opened with
-    /// until Consul ends it, which it does within five minutes of that token's end.
+    /// Whether no stream can be of a session before the one in force.
     fn have_moved(&mut self, streams: &BTreeMap<ServiceId, Opened>, told: bool) -> bool {
         let Some(session) = self.login.session() else { return false };
-        let known = self.streams.as_ref().is_some_and(|known| known.accessor == session.accessor);
-        if !known && !told {
-            return false;
-        }
-        let known = match self.streams.take().filter(|_| known) {
-            Some(known) => known,
-            None => Streams { accessor: session.accessor, before: streams.clone() },
-        };
-        let known = self.streams.insert(known);
-        known.before.retain(|id, opened| streams.get(id) == Some(opened));
-        known.before.is_empty()
+        self.streams = Streams::follow(self.streams.take(), &session.accessor, streams, told);
+        self.streams.as_ref().is_some_and(|left| left.before.is_empty())
+    }
+}
+
+impl Streams {
+    /// Those of `known`, or of `now` where another session has begun, that have not ended since. Envoy
+    /// sends the token when it opens a stream; one that is open goes on with the token that it was
+    /// opened with until Consul ends it, which it does within five minutes of that token's end. Nothing
+    /// is known before all sidecars were told the token.
+    fn follow(
+        known: Option<Self>,
+        accessor: &str,
+        now: &BTreeMap<ServiceId, Opened>,
+        told: bool,
+    ) -> Option<Self> {
+        let known = known.filter(|known| known.accessor == accessor);
+        let begun = || told.then(|| Streams { accessor: accessor.to_owned(), before: now.clone() });
+        let mut known = known.or_else(begun)?;
+        known.before.retain(|id, opened| now.get(id) == Some(opened));
+        Some(known)
     }
 }
 
@@ -350,4 +358,35 @@ fn stamp(path: &PathBuf) -> Stamp {
 
 fn seconds(moment: SystemTime) -> u64 {
     moment.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(streams: &[(&str, u32, u64)]) -> BTreeMap<ServiceId, Opened> {
+        streams.iter().map(|(id, pid, opened)| (id.parse().unwrap(), (Some(*pid), *opened))).collect()
+    }
+
+    #[test]
+    fn a_session_may_go_when_each_stream_that_was_open_has_ended() {
+        let left = |streams: &Option<Streams>| streams.as_ref().map(|it| it.before.len());
+        let both = open(&[("api", 1, 1), ("web", 2, 1)]);
+        let streams = Streams::follow(None, "new", &both, false);
+        assert_eq!(left(&streams), None, "the sidecars may not have the token yet");
+        let streams = Streams::follow(streams, "new", &both, true);
+        assert_eq!(left(&streams), Some(2));
+        let streams = Streams::follow(streams, "new", &both, true);
+        assert_eq!(left(&streams), Some(2), "nothing was opened anew");
+        // One has opened another, the other's Envoy was started again.
+        let streams = Streams::follow(streams, "new", &open(&[("api", 1, 2), ("web", 2, 1)]), false);
+        assert_eq!(left(&streams), Some(1));
+        let streams = Streams::follow(streams, "new", &open(&[("api", 1, 2), ("web", 3, 1)]), false);
+        assert_eq!(left(&streams), Some(0));
+        // And from the start with the next one.
+        let streams = Streams::follow(streams, "newer", &open(&[("api", 1, 2)]), true);
+        assert_eq!(left(&streams), Some(1));
+        assert_eq!(left(&Streams::follow(streams, "newer", &open(&[]), false)), Some(0), "it is down");
+        assert_eq!(left(&Streams::follow(None, "new", &open(&[]), true)), Some(0), "nobody has streams");
+    }
 }
