@@ -305,8 +305,8 @@ mod tests {
             assert!(waits(&session, pause));
         }
         session.begin(token("known"));
-        session.begin(token("after it"));
-        session.doubt(&token("after it"));
+        session.begin(token("later"));
+        session.doubt(&token("later"));
         assert!(waits(&session, DOUBTS.0.as_secs()));
     }
 
