@@ -7,8 +7,9 @@ use serde_json::json;
 
 use super::Global;
 use super::output::Answer;
-use crate::base::Fault;
+use crate::base::{Fault, Root};
 use crate::config;
+use crate::converge::check_entries;
 
 /// Validate configuration, offline
 #[derive(Debug, Args)]
@@ -26,16 +27,24 @@ impl Check {
             Some(path) => config::load_path(path),
             None => config::load(&global.root(), &|name| std::env::var(name).ok()),
         };
+        let root = match &self.path {
+            // Of a file or a folder by itself it is not known what its paths are below.
+            Some(path) => path.join("etc/enmesh").is_dir().then(|| Root::new(path)),
+            None => Some(global.root()),
+        };
+        let (entries, of_entries) = root.map(|root| check_entries(&root, &config.host)).unwrap_or_default();
+        let errors: Vec<Fault> = config.errors.into_iter().chain(of_entries).collect();
         let services: Vec<String> = config.services.iter().map(|service| service.id().to_string()).collect();
         let json = json!({
-            "ok": config.errors.is_empty(),
+            "ok": errors.is_empty(),
             "files": config.sources,
             "services": services,
-            "errors": config.errors,
+            "config_entries": entries,
+            "errors": errors,
             "warnings": config.warnings,
         });
         let (files, count) = (config.sources.len(), services.len());
-        let text = format!("{files} file(s), {count} service(s), {} error(s)\n", config.errors.len());
-        Ok(Answer::new(text, &json).with_faults(config.errors, config.warnings))
+        let text = format!("{files} file(s), {count} service(s), {} error(s)\n", errors.len());
+        Ok(Answer::new(text, &json).with_faults(errors, config.warnings))
     }
 }

@@ -13,7 +13,7 @@ use crate::converge::{Change, Engine, Kind, Purpose};
 /// Show what `apply` would change
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Compares the plan with what is there: rules in the kernel, route, files, units. Touches nothing.\n`+` comes into being, `~` becomes different, `-` goes.\n\nExamples:\n  enmesh plan\n  enmesh plan --exit-code       exit status 2 when something would change\n  enmesh plan --json            the changes and the whole plan"
+    after_help = "Compares the plan with what is there: rules in the kernel, route, files, units, and what Consul\nhas of this host. Touches nothing, and logs in nowhere: the daemon's login is used where there is one.\n`+` comes into being, `~` becomes different, `-` goes.\n\nExamples:\n  enmesh plan\n  enmesh plan --exit-code       exit status 2 when something would change\n  enmesh plan --json            the changes and the whole plan"
 )]
 pub struct Plan {
     /// Exit with status 2 when something would change
@@ -28,8 +28,9 @@ impl Plan {
     pub async fn run(self, global: &Global) -> Result<Answer, Fault> {
         let (mut engine, _) = Engine::open(global.root(), Purpose::Look).await?;
         let intent = engine.intend().await?;
-        let changes = engine.diff(&intent.plan).await?;
-        let (faults, warnings) = (intent.faults(), intent.warnings());
+        let (changes, more) = engine.diff(&intent.plan).await?;
+        let (mut faults, warnings) = (intent.faults(), intent.warnings());
+        faults.extend(more);
         let json = json!({ "changes": changes, "plan": intent.plan, "faults": faults, "warnings": warnings });
         let mut answer = Answer::new(text(&changes), &json);
         if self.exit_code && !changes.is_empty() {

@@ -137,10 +137,40 @@ fn consul_lines(consul: &Value) -> String {
             let _ = writeln!(text, "  stream down{}\n  {fault}", for_so_long.unwrap_or_default());
         }
     }
+    text.push_str(&token_lines(at(consul, "/token")));
     let without: Vec<&str> =
         at(consul, "/without").as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     if !without.is_empty() {
         let _ = writeln!(text, "  this release is without: {}", without.join(", "));
+    }
+    text
+}
+
+/// Where the token comes from, and how long it lives.
+fn token_lines(token: &Value) -> String {
+    let source = match at(token, "/source").as_str() {
+        None | Some("none") => return "  token none\n".to_owned(),
+        Some("login") => format!("login {}", at(token, "/method").as_str().unwrap_or("?")),
+        Some(other) => other.to_owned(),
+    };
+    let mut text = format!("  token {source}");
+    if let Some(accessor) = at(token, "/accessor").as_str() {
+        let _ = write!(text, "  accessor {accessor}");
+    }
+    let left = |seconds: u64| Span(Duration::from_secs(seconds.saturating_sub(now())));
+    if let Some(end) = at(token, "/expires").as_u64() {
+        let _ = write!(text, "  ends in {}", left(end));
+    }
+    if let Some(renewal) = at(token, "/renew_at").as_u64() {
+        let _ = write!(text, "  renewed in {}", left(renewal));
+    }
+    text.push('\n');
+    let old = at(token, "/old_sessions").as_array().map_or(0, Vec::len);
+    if old > 0 {
+        let _ = writeln!(text, "  {old} session(s) of before stand until no sidecar uses them");
+    }
+    if let Some(fault) = faults_of(at(token, "/fault")).first() {
+        let _ = writeln!(text, "  {fault}");
     }
     text
 }

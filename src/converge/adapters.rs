@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use super::drive::Drive;
+use super::engine::Purpose;
 use super::facts;
 use crate::base::units::Units;
 use crate::base::{Fault, Root};
@@ -27,8 +28,8 @@ impl Adapters {
     ///
     /// # Errors
     /// Something that it asks for is not to be had.
-    pub async fn choose(root: &Root, host: &HostConfig) -> Result<Adapters, Fault> {
-        let drive = Drive::new(root, host)?;
+    pub async fn choose(root: &Root, host: &HostConfig, purpose: Purpose) -> Result<Adapters, Fault> {
+        let drive = Drive::new(root, host, purpose)?;
         let systemd = match facts::runs_systemd(root, host) {
             true => Some(Rc::new(Systemd::connect(root.clone()).await?)),
             false => None,

@@ -37,6 +37,9 @@ pub enum Subject {
     Unit,
     /// What Consul has of a service.
     Registration,
+    /// An entry of the folder of config entries.
+    #[serde(rename = "config-entry")]
+    ConfigEntry,
 }
 
 /// What happens to it.
@@ -70,6 +73,7 @@ impl fmt::Display for Change {
             Subject::File => "file",
             Subject::Unit => "unit",
             Subject::Registration => "consul",
+            Subject::ConfigEntry => "entry",
         };
         write!(f, "{} {subject:<6} {}", self.kind.sign(), self.name)?;
         for detail in &self.details {

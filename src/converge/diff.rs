@@ -12,11 +12,11 @@ use crate::plan::{Plan, ServicePlan};
 use crate::redirect::Desired;
 
 impl Engine {
-    /// What converging would change, in the order of its doing.
+    /// What converging would change, in the order of its doing; and what of it is wrong in itself.
     ///
     /// # Errors
-    /// The kernel or the unit manager does not answer.
-    pub async fn diff(&mut self, plan: &Plan) -> Result<Vec<Change>, Fault> {
+    /// The kernel, Consul or the unit manager does not answer.
+    pub async fn diff(&mut self, plan: &Plan) -> Result<(Vec<Change>, Vec<Fault>), Fault> {
         let mut changes = Vec::new();
         self.look_at_new(plan).await;
         changes.extend(self.diff_route(plan).await?);
@@ -24,9 +24,11 @@ impl Engine {
         for service in plan.services.values() {
             changes.extend(self.diff_files(plan, service)?);
         }
+        let (entries, faults) = self.diff_entries().await?;
+        changes.extend(entries);
         changes.extend(self.diff_registrations(plan).await?);
         changes.extend(self.diff_units(plan).await?);
-        Ok(changes)
+        Ok((changes, faults))
     }
 
     fn diff_files(&self, plan: &Plan, service: &ServicePlan) -> Result<Vec<Change>, Fault> {

@@ -3,15 +3,17 @@
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+use super::engine::Purpose;
+use super::entries;
 use super::error::ConvergeError;
 use super::membership::{ConsulStatus, Membership, XdsFault};
 use super::state::State;
 use crate::base::{Fault, LocalFuture, Root};
 use crate::config::value::ServiceId;
 use crate::config::{ControlPlane, HostConfig};
-use crate::consul::{Client, ServerFacts};
+use crate::consul::{Client, Query, ServerFacts, TokenSource};
 use crate::mesh::{CatalogMesh, MeshSource, StaticMesh};
-use crate::plan::{Credentials, MeshView, SpiffeId, Xds};
+use crate::plan::{Credentials, MeshView, Plan, SpiffeId, Xds};
 
 /// A Consul that is not there is asked for again after this time, and less and less often.
 const FIRST_LOOK: Duration = Duration::from_millis(250);
@@ -25,6 +27,8 @@ pub enum News {
     Mesh,
     /// What Consul has of this host.
     Registration,
+    /// The login is due.
+    Login,
 }
 
 /// The control plane in force.
@@ -37,6 +41,7 @@ pub(super) struct Drive {
     pub membership: Option<Membership>,
     /// Whether `mesh` is Consul's catalog.
     follows_catalog: bool,
+    purpose: Purpose,
 }
 
 impl Drive {
@@ -44,14 +49,14 @@ impl Drive {
     ///
     /// # Errors
     /// Consul's address or a file for TLS cannot be used.
-    pub fn new(root: &Root, host: &HostConfig) -> Result<Self, Fault> {
+    pub fn new(root: &Root, host: &HostConfig, purpose: Purpose) -> Result<Self, Fault> {
         let is_static = is_static(root, host);
-        let membership = if is_static { None } else { Some(Membership::new(root, host)?) };
+        let membership = if is_static { None } else { Some(Membership::new(root, host, purpose)?) };
         let mesh: Box<dyn MeshSource> = match &membership {
             None => Box::new(StaticMesh::new(root.clone(), host.static_mesh.clone())),
             Some(membership) => Box::new(Absent::new(membership.client(), None, false)),
         };
-        Ok(Drive { mesh, xds: Xds::Files, membership, follows_catalog: false })
+        Ok(Drive { mesh, xds: Xds::Files, membership, follows_catalog: false, purpose })
     }
 
     /// Takes up what the host file says now, and asks Consul where that takes it.
@@ -64,12 +69,12 @@ impl Drive {
             Some(membership) => !is_static(root, host) && membership.fits(host),
         };
         if !fits {
-            *self = Drive::new(root, host)?;
+            self.replace(root, host).await?;
         }
         let Some(membership) = &mut self.membership else { return Ok(()) };
         let client = membership.client().clone();
         let met = membership.meet().await.cloned();
-        let answers = met.is_ok();
+        let answers = met.is_ok() || membership.session.is_refused();
         let xds = match &met {
             Ok(facts) => choose(host.control_plane, membership, facts).await,
             Err(fault) => Err(fault.clone()),
@@ -91,6 +96,20 @@ impl Drive {
         Ok(())
     }
 
+    /// Another control plane. A login that nobody goes on with ends; what follows another login is told
+    /// of it by the file that they share.
+    async fn replace(&mut self, root: &Root, host: &HostConfig) -> Result<(), Fault> {
+        let next = Drive::new(root, host, self.purpose)?;
+        let goes_on = next.membership.is_some() && host.consul.login.is_some();
+        if let Some(membership) = self.membership.as_mut().filter(|_| !goes_on)
+            && let Err(fault) = membership.session.end().await
+        {
+            tracing::warn!(code = fault.code, "{fault}");
+        }
+        *self = next;
+        Ok(())
+    }
+
     /// The mesh with what was of it before. Only Consul's word is doubted like that.
     pub fn with_past(&self, state: &mut State, host: &HostConfig, mut view: MeshView) -> MeshView {
         if self.membership.is_some() {
@@ -106,6 +125,10 @@ impl Drive {
         let mut paths = self.mesh.watch_paths();
         if host.control_plane == ControlPlane::Auto {
             paths.push(root.join(&host.static_mesh.peers));
+        }
+        if let Some(membership) = &self.membership {
+            paths.extend(membership.session.watch_path());
+            paths.extend(entries::folder(root, &host.consul));
         }
         paths
     }
@@ -125,6 +148,19 @@ impl Drive {
         warnings
     }
 
+    /// Asks whether the token may do what the services of `plan` take.
+    pub async fn check_rights(&mut self, plan: &Plan) {
+        let names = plan.services.values().map(|service| service.name.to_string()).collect();
+        if let Some(membership) = &mut self.membership {
+            membership.check_rights(names).await;
+        }
+    }
+
+    /// Why this host is not logged in.
+    pub fn login_fault(&self) -> Option<Fault> {
+        self.membership.as_ref()?.session.fault()
+    }
+
     /// How Consul is, where it has a part in this.
     pub fn consul_status(&self) -> Option<ConsulStatus> {
         let mut status = self.membership.as_ref()?.status();
@@ -142,9 +178,16 @@ impl Drive {
                 None => std::future::pending().await,
             }
         };
+        let login = async {
+            match &self.membership {
+                Some(membership) => membership.session.due().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             () = self.mesh.changed() => News::Mesh,
             () = membership => News::Registration,
+            () = login => News::Login,
         }
     }
 }
@@ -230,10 +273,22 @@ impl MeshSource for Absent {
             loop {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(LAST_LOOK);
-                if ServerFacts::ask(&self.client).await.is_ok() {
+                if self.is_there().await {
                     return;
                 }
             }
         })
+    }
+}
+
+impl Absent {
+    /// Whether asking it would do now. With a login, that is to be had first, and takes a leader.
+    async fn is_there(&self) -> bool {
+        if !matches!(self.client.settings().token, TokenSource::Login(_)) {
+            return ServerFacts::ask(&self.client).await.is_ok();
+        }
+        let client = self.client.with_token(TokenSource::Anonymous);
+        let leader = client.get(&Query::new("/v1/status/leader")).await;
+        leader.is_ok_and(|leader| leader.body.as_str().is_some_and(|leader| !leader.is_empty()))
     }
 }

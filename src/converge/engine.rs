@@ -36,6 +36,8 @@ pub struct Intent {
     pub view: MeshView,
     /// Why that is the mesh as it was seen last, where it cannot be seen now.
     pub unseen: Option<Fault>,
+    /// Why this host is not logged in at Consul.
+    pub login: Option<Fault>,
     /// What a person should know of the control plane.
     pub of_mesh: Vec<Fault>,
 }
@@ -43,7 +45,8 @@ pub struct Intent {
 impl Intent {
     /// Everything that is wrong with the configuration or cannot be carried out on this host.
     pub fn faults(&self) -> Vec<Fault> {
-        self.unseen.iter().chain(&self.config.errors).chain(&self.plan.errors).cloned().collect()
+        let login = self.login.iter().filter(|fault| self.unseen.as_ref() != Some(*fault));
+        login.chain(&self.unseen).chain(&self.config.errors).chain(&self.plan.errors).cloned().collect()
     }
 
     /// Everything that a person should know.
@@ -91,7 +94,7 @@ pub struct Engine {
     /// What the plan in force was made from.
     made_from: Option<(Config, HostFacts)>,
     /// The host file as it counted last.
-    host: HostConfig,
+    pub(super) host: HostConfig,
 }
 
 impl Engine {
@@ -105,7 +108,7 @@ impl Engine {
         if purpose == Purpose::Converge {
             preflight::capabilities(!facts::runs_systemd(&root, &config.host))?;
         }
-        let adapters = Adapters::choose(&root, &config.host).await?;
+        let adapters = Adapters::choose(&root, &config.host, purpose).await?;
         let publisher = Publisher::new(root.clone());
         let names = Names::new(root.clone());
         let engine = Engine {
@@ -197,8 +200,10 @@ impl Engine {
         facts.merged = merged(drive, &config).await;
         let plan = plan::plan(&config, &facts);
         self.made_from = Some((config.clone(), facts));
-        let of_mesh = self.adapters.drive.warnings();
-        Ok(Intent { config, plan, view, unseen, of_mesh })
+        let drive = &mut self.adapters.drive;
+        drive.check_rights(&plan).await;
+        let (login, of_mesh) = (drive.login_fault(), drive.warnings());
+        Ok(Intent { config, plan, view, unseen, login, of_mesh })
     }
 
     /// The mesh as it is; as it was seen last where it cannot be seen; and where it never was, an empty
@@ -280,6 +285,7 @@ impl Engine {
             return Outcome { faults };
         }
 
+        faults.extend(self.keep_entries().await);
         faults.extend(self.register(&plan).await);
         let around = self.around();
         let ups = plan.services.values().map(|service| around.bring_up(&plan, service));
@@ -293,6 +299,7 @@ impl Engine {
         keep(&mut faults, self.names.serve(&plan.dns, self.adapters.systemd.as_ref()).await);
         faults.extend(self.end_unplanned(&plan).await);
         faults.extend(self.deregister_unplanned(&plan).await);
+        self.retire_sessions(&plan).await;
         self.remember(&config, &plan);
         self.state.mesh = Some(view);
         keep(&mut faults, self.state.save(&self.root));
@@ -443,7 +450,7 @@ pub async fn look(root: &Root) -> Result<Intent, Fault> {
     // Only root may read the state; without it, everything is given out as on a fresh host.
     let mut state = State::load(root).map(|(state, _)| state).unwrap_or_default();
     let config = load(root, &state);
-    let mut drive = Drive::new(root, &config.host)?;
+    let mut drive = Drive::new(root, &config.host, Purpose::Look)?;
     if root.is_host() {
         drive.follow(root, &config.host).await?;
         drive.mesh.follow(&locals(&config));
@@ -458,11 +465,11 @@ pub async fn look(root: &Root) -> Result<Intent, Fault> {
     } else {
         facts::offline(root, &config, &state, view.clone())?
     };
-    let of_mesh = drive.warnings();
+    let (login, of_mesh) = (drive.login_fault(), drive.warnings());
     facts.merged = merged(&drive, &config).await;
     facts.xds = drive.xds;
     let plan = plan::plan(&config, &facts);
-    Ok(Intent { config, plan, view, unseen, of_mesh })
+    Ok(Intent { config, plan, view, unseen, login, of_mesh })
 }
 
 /// What Consul makes of the registrations, where it drives the sidecars.

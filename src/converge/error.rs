@@ -67,6 +67,18 @@ pub enum ConvergeError {
         /// The address.
         server: String,
     },
+    /// Somebody only looks, and there is no login to look with.
+    #[error("this host is not logged in at the auth method {method:?}, and who only looks does not log in")]
+    NotLoggedIn {
+        /// The auth method.
+        method: String,
+    },
+    /// The catalog still has services that were taken out at the agent.
+    #[error("Consul's servers still have {}, so the login that the agent takes them out with was not ended", services.join(", "))]
+    StillThere {
+        /// Their ids.
+        services: Vec<String>,
+    },
     /// The files cannot be watched.
     #[error("cannot watch {} for changes", path.display())]
     Watch {
@@ -142,6 +154,8 @@ impl Explain for ConvergeError {
             ConvergeError::BadAnswer { .. } => "ENM-D006",
             ConvergeError::NoService { .. } => "ENM-D007",
             ConvergeError::NotAsked { .. } => "ENM-D017",
+            ConvergeError::NotLoggedIn { .. } => "ENM-D030",
+            ConvergeError::StillThere { .. } => "ENM-D031",
             ConvergeError::Watch { .. } => "ENM-D009",
             ConvergeError::Listen { .. } => "ENM-D010",
             ConvergeError::ForeignRedirector { .. } => "ENM-D012",
@@ -172,6 +186,12 @@ impl Explain for ConvergeError {
             }
             ConvergeError::NoService { .. } => "`enmesh status` lists the services of this host".to_owned(),
             ConvergeError::NotAsked { .. } => "wait for it to answer; `enmesh status` shows what is missing".to_owned(),
+            ConvergeError::NotLoggedIn { .. } => {
+                "start the daemon, or run `enmesh apply`: both log in, and leave the session for those who look".to_owned()
+            }
+            ConvergeError::StillThere { .. } => {
+                "see that the agent reaches its servers, and run `enmesh down` again; the session ends by itself otherwise".to_owned()
+            }
             ConvergeError::Watch { .. } => {
                 "raise fs.inotify.max_user_watches or fs.inotify.max_user_instances if they are used up".to_owned()
             }
@@ -200,6 +220,7 @@ impl Explain for ConvergeError {
             ConvergeError::NewerState { .. } | ConvergeError::NoService { .. } => Class::Config,
             ConvergeError::Locked { .. }
             | ConvergeError::NotAsked { .. }
+            | ConvergeError::NotLoggedIn { .. }
             | ConvergeError::NoDaemon { .. } => Class::Unavailable,
             ConvergeError::Capabilities { .. } => Class::Privilege,
             ConvergeError::NoFlow { .. } => Class::Usage,

@@ -67,8 +67,14 @@ impl Engine {
         let mut faults = self.announce_end(&going).await;
         faults.extend(self.end(going.iter()).await);
         self.sidecars.retain(|id, _| !going.contains(id.as_str()));
+        let keys = self.state.registered.iter().filter(|_| all).cloned().collect();
+        let departure = match &mut self.adapters.drive.membership {
+            Some(membership) => membership.departure(&keys).await,
+            None => None,
+        };
         faults.extend(self.deregister(&|key| going.contains(key.id.as_str())).await);
         if all {
+            keep(&mut faults, self.end_session(departure).await);
             keep(&mut faults, self.remove_rules().await);
             keep(&mut faults, self.names.end(self.adapters.systemd.as_ref()).await);
             self.plan = None;

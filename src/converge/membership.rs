@@ -8,14 +8,16 @@ use futures_util::stream::{self, StreamExt};
 use serde::Serialize;
 use serde_json::Value;
 
+use super::engine::Purpose;
 use super::facts;
+use super::session::{Session, TokenStatus};
 use crate::base::{Fault, Root};
 use crate::config::value::ServiceId;
 use crate::config::{ConsulConfig, HostConfig, RegistrationMode};
 use crate::consul::xds::{self, XdsSettings};
 use crate::consul::{
-    AgentRegistry, CatalogRegistry, Client, Entry, FileRegistry, Gate, Health, Key, Node, Presence, Registry,
-    ServerFacts, Settings, Topic,
+    AgentRegistry, CatalogRegistry, Client, ConsulError, Departure, Entry, FileRegistry, Gate, Health, Key,
+    Node, Presence, Registry, ServerFacts, Settings, Topic, check_rights, needed_rights,
 };
 use crate::netns;
 use crate::plan::{Ads, Plan, Xds, XdsToken};
@@ -29,6 +31,8 @@ pub(super) struct Membership {
     config: ConsulConfig,
     mode: RegistrationMode,
     client: Client,
+    /// The token that the client calls with.
+    pub session: Session,
     met: Option<Met>,
     presence: Presence,
     /// The health that was told last.
@@ -44,6 +48,8 @@ struct Met {
     registry: Option<Rc<dyn Registry>>,
     /// [`Presence::returns`] when it was asked.
     returns: u64,
+    /// The services whose rights were asked for, and which of those the token lacks.
+    rights: Option<(BTreeSet<String>, Option<Fault>)>,
 }
 
 /// How a service's registration is.
@@ -83,6 +89,8 @@ pub struct ConsulStatus {
     pub fault: Option<Fault>,
     /// Since when that is so, in seconds since 1970; 0 where it was not asked yet.
     pub since: u64,
+    /// The token that it is asked with.
+    pub token: TokenStatus,
 }
 
 impl Membership {
@@ -90,13 +98,14 @@ impl Membership {
     ///
     /// # Errors
     /// `ENM-K001`, `ENM-K010`: the address or a file for TLS cannot be used.
-    pub fn new(root: &Root, host: &HostConfig) -> Result<Self, Fault> {
+    pub fn new(root: &Root, host: &HostConfig, purpose: Purpose) -> Result<Self, Fault> {
         let client = Client::new(Settings::new(&host.consul, root, &|name| std::env::var(name).ok())?)?;
         Ok(Membership {
             root: root.clone(),
             config: host.consul.clone(),
             mode: host.registration,
             presence: Presence::new(client.clone()),
+            session: Session::new(purpose, &client, &host.consul, root),
             client,
             met: None,
             told: BTreeMap::new(),
@@ -114,19 +123,22 @@ impl Membership {
         &self.client
     }
 
-    /// Who answers: asked once, and again when contact was lost meanwhile.
+    /// Who answers: asked once, and again when contact was lost meanwhile. With a login, that comes
+    /// before anything is asked.
     ///
     /// # Errors
     /// Nobody does, or not to us.
     pub async fn meet(&mut self) -> Result<&ServerFacts, Fault> {
         let returns = self.presence.returns();
         let fresh = self.met.take().filter(|met| met.returns == returns);
+        self.session.keep().await?;
         let met = match fresh {
             Some(met) => met,
             None => {
                 let (facts, warnings) = ServerFacts::ask(&self.client).await?;
                 let registry = self.registry(&facts);
-                Met { facts, warnings, registry, returns }
+                self.session.meet(&self.client).await;
+                Met { facts, warnings, registry, returns, rights: None }
             }
         };
         Ok(&self.met.insert(met).facts)
@@ -137,11 +149,28 @@ impl Membership {
         self.met.as_ref().map(|met| &met.facts)
     }
 
-    /// What a person should know: of the server, and of each registration.
+    /// Asks whether the token may do what the services `names` take: once after a meeting, and again
+    /// for other services and while something is missing.
+    pub async fn check_rights(&mut self, names: BTreeSet<String>) {
+        let registers = self.mode != RegistrationMode::None;
+        let Some(met) = &mut self.met else { return };
+        if names.is_empty() || matches!(&met.rights, Some((asked, None)) if *asked == names) {
+            return;
+        }
+        let needed = needed_rights(names.iter().map(String::as_str), registers);
+        // Where it cannot be asked, each call that is refused says itself what it takes.
+        let missing = check_rights(&self.client, &needed).await.err();
+        let missing = missing.filter(|error| matches!(error, ConsulError::Rights { .. }));
+        met.rights = Some((names, missing.map(Fault::from)));
+    }
+
+    /// What a person should know: of the server, of the token, and of each registration.
     pub fn warnings(&self) -> Vec<Fault> {
         let of_server = self.met.iter().flat_map(|met| &met.warnings);
+        let of_token = self.met.iter().filter_map(|met| met.rights.as_ref()?.1.as_ref());
         let of_services = self.registered.values().flat_map(|registered| &registered.warnings);
-        of_server.chain(of_services).cloned().collect()
+        let of_session = self.session.warnings();
+        of_server.chain(of_token).chain(of_services).cloned().chain(of_session).collect()
     }
 
     /// How each registration is.
@@ -162,6 +191,7 @@ impl Membership {
             without: facts.map(|facts| Gate::of(facts).without()).unwrap_or_default(),
             fault: contact.fault,
             since: contact.since,
+            token: self.session.status(),
         }
     }
 
@@ -248,13 +278,17 @@ impl Membership {
 
     /// Brings the services of `plan` into Consul where it has them otherwise; returns what went wrong,
     /// each fault of one service. Without contact nothing is tried: that was said already.
-    pub async fn register(&mut self, plan: &Plan) -> Vec<Fault> {
+    /// Those of `again` are sent although nothing differs.
+    pub async fn register(&mut self, plan: &Plan, again: &BTreeSet<ServiceId>) -> Vec<Fault> {
         let Some(registry) = self.met.as_ref().and_then(|met| met.registry.clone()) else {
             return Vec::new();
         };
         let entries: Vec<Entry> = plan.services.values().map(Entry::of).collect();
         let registry = &registry;
-        let tries = entries.iter().map(|entry| registry.register(entry));
+        let tries = entries.iter().map(|entry| match again.contains(&entry.key.id) {
+            true => registry.renew(entry),
+            false => registry.register(entry),
+        });
         let outcomes: Vec<_> = stream::iter(tries).buffered(AT_ONCE).collect().await;
         self.registered.retain(|id, _| plan.services.contains_key(id));
         let mut faults = Vec::new();
@@ -314,6 +348,21 @@ impl Membership {
             }
         }
         faults
+    }
+
+    /// Whether services are registered at an agent.
+    pub fn is_at_agent(&self) -> bool {
+        self.mode == RegistrationMode::Agent
+    }
+
+    /// What the catalog has of `keys`, where an agent is to take it out and needs a token that ends with
+    /// the login for it.
+    pub async fn departure(&mut self, keys: &BTreeSet<Key>) -> Option<Departure> {
+        if !self.is_at_agent() || !self.session.is_login() || keys.is_empty() {
+            return None;
+        }
+        self.meet().await.ok()?;
+        Departure::of(&self.client, keys).await.ok()
     }
 
     /// Takes `keys` out of Consul. Returns those that are out, and what went wrong with the others.

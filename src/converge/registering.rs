@@ -15,14 +15,18 @@ impl Engine {
     /// Brings the services of `plan` into Consul. What is there is remembered before it is, so that it
     /// is found again whatever happens.
     pub(super) async fn register(&mut self, plan: &Plan) -> Vec<Fault> {
-        let Some(membership) = &mut self.adapters.drive.membership else { return Vec::new() };
+        let Some(membership) = &self.adapters.drive.membership else { return Vec::new() };
         if membership.facts().is_none() {
             return Vec::new();
         }
         let mut faults = Vec::new();
         self.state.registered.extend(plan.services.values().map(|service| Entry::of(service).key));
         keep(&mut faults, self.state.save(&self.root));
-        faults.extend(membership.register(plan).await);
+        let again = self.registered_otherwise();
+        if let Some(membership) = &mut self.adapters.drive.membership {
+            faults.extend(membership.register(plan, &again).await);
+        }
+        self.remember_registered(plan);
         faults
     }
 
@@ -70,6 +74,7 @@ impl Engine {
         let Some(membership) = &mut self.adapters.drive.membership else { return Vec::new() };
         let (out, mut faults) = membership.deregister(&keys).await;
         self.state.registered.retain(|key| !out.contains(key));
+        self.state.registered_with.retain(|id, _| out.iter().all(|key| key.id != *id));
         if !out.is_empty() {
             keep(&mut faults, self.state.save(&self.root));
         }

@@ -44,6 +44,8 @@ pub struct State {
     pub services: BTreeMap<ServiceId, Remembered>,
     /// What was registered in Consul and not taken out since.
     pub registered: BTreeSet<Key>,
+    /// The accessor of the token that each service was registered with last.
+    pub registered_with: BTreeMap<ServiceId, String>,
     /// Services that `enmesh down` took out; they stay out until `enmesh apply` names them.
     pub down: BTreeSet<ServiceId>,
 }
@@ -59,6 +61,7 @@ impl Default for State {
             past: Memory::default(),
             services: BTreeMap::new(),
             registered: BTreeSet::new(),
+            registered_with: BTreeMap::new(),
             down: BTreeSet::new(),
         }
     }

@@ -71,6 +71,7 @@ enum Wake {
     Drift,
     Mesh,
     Registration,
+    Login,
     Streams,
     Watchdog,
 }
@@ -123,6 +124,10 @@ impl Daemon {
                 Wake::Drift => fed(self.repair()).await,
                 Wake::Mesh => fed(self.refresh()).await,
                 Wake::Registration => drop(fed(self.converge()).await),
+                Wake::Login => {
+                    fed(self.engine.keep_login()).await;
+                    fed(self.converge()).await;
+                }
                 Wake::Streams => self.look_at_streams().await,
                 Wake::Watchdog => {
                     notify::watchdog();
@@ -158,6 +163,7 @@ impl Daemon {
             news = self.engine.mesh_changed() => match news {
                 News::Mesh => Wake::Mesh,
                 News::Registration => Wake::Registration,
+                News::Login => Wake::Login,
             },
             () = self.timers.streams() => Wake::Streams,
             () = self.timers.retry() => Wake::Reload,
@@ -212,6 +218,7 @@ impl Daemon {
     /// How the streams are of sidecars that Consul drives.
     async fn look_at_streams(&mut self) {
         self.engine.look_at_streams().await.iter().for_each(log::fault);
+        self.engine.retire_unused_sessions().await;
         self.status.borrow_mut().update(&self.engine);
         self.timers.refreshed(&self.engine);
     }

@@ -88,6 +88,8 @@ pub struct Stream {
     pub tls_failures: u64,
     /// How many updates of Consul's Envoy has refused.
     pub rejected: u64,
+    /// How many streams were opened since Envoy's start. Each has the token of its own beginning.
+    pub opened: u64,
 }
 
 /// The admin interface of one sidecar. Each call is one connection, bounded in time and size.
@@ -175,7 +177,7 @@ impl Admin {
     /// `ENM-E020`, `ENM-E021`, `ENM-E022`: Envoy cannot be asked.
     pub async fn stream(&self) -> Result<Stream, Fault> {
         let filter = format!(
-            r"^(control_plane\.connected_state|cluster\.{LOCAL_AGENT}\.(upstream_cx_.*|ssl\..*)|[a-z_.]+\.update_rejected)$"
+            r"^(control_plane\.connected_state|cluster\.{LOCAL_AGENT}\.(upstream_(cx|rq)_.*|ssl\..*)|[a-z_.]+\.update_rejected)$"
         );
         let stats = self.stats(&filter).await?;
         let of = |name: &str| stats.get(name).copied().unwrap_or(0);
@@ -187,6 +189,7 @@ impl Admin {
             refused: cluster("upstream_cx_connect_fail"),
             tls_failures: cluster("ssl.connection_error") + cluster("ssl.fail_verify_error"),
             rejected: rejected.map(|(_, value)| value).sum(),
+            opened: cluster("upstream_rq_total"),
         })
     }
 

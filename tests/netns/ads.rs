@@ -143,6 +143,8 @@ fn a_token_is_sent_and_a_renewed_one_needs_no_restart() {
         eprintln!("live after {:?} and {:?}", api.took, web.took);
         assert_eq!(call("127.0.0.1:9002").await.as_deref(), Some("api"));
 
+        let stream = web.admin.stream().await.unwrap();
+        assert!(stream.connected && stream.opened == 1, "{stream:?}");
         fake.change(|state| state.token = Some("second".to_owned()));
         let published =
             pair.publisher.publish(&pair.web, &mesh([]), Secrets::Token(&token("second"))).await.unwrap();
@@ -159,6 +161,12 @@ fn a_token_is_sent_and_a_renewed_one_needs_no_restart() {
         .await;
         let refusals = fake.record().refusals.clone();
         assert!(refusals.is_empty(), "{refusals:?}");
+        // Which is how it is known that nobody uses the first token any more.
+        until("another stream", async || {
+            let stream = web.admin.stream().await.unwrap();
+            stream.connected && stream.opened == 2
+        })
+        .await;
     });
 }
 

@@ -1,4 +1,5 @@
 //! ACLs for a bed with a real Consul: tokens, the blocks of `docs/acl.md`, and JWTs that are signed here.
+#![allow(dead_code, reason = "each test target uses a part")]
 
 use std::fs;
 use std::path::Path;

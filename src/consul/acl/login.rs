@@ -88,6 +88,31 @@ impl Login {
         self.state.borrow().current.clone()
     }
 
+    /// Whether the session in force can be used: it has not ended, and Consul has not said that it
+    /// does not know its token.
+    pub fn stands(&self) -> bool {
+        let state = self.state.borrow();
+        let lives = state.current.as_ref().is_some_and(|session| session.lives(SystemTime::now()));
+        lives && !self.token.is_doubted()
+    }
+
+    /// The accessors of the sessions of before, which are to be logged out by [`Login::retire_old`].
+    pub fn old_accessors(&self) -> Vec<String> {
+        self.state.borrow().old.iter().map(|session| session.accessor.clone()).collect()
+    }
+
+    /// The session in force, or the one that a former process has left when Consul knows it still. For
+    /// who only looks: nobody is logged in, and no file is written.
+    ///
+    /// # Errors
+    /// `ENM-K072` the file cannot be read, and those of any call.
+    pub async fn take_up(&self) -> Result<Option<Session>, ConsulError> {
+        match self.session() {
+            Some(session) => Ok(Some(session)),
+            None => self.resume().await,
+        }
+    }
+
     /// Sessions that are to be logged out by [`Login::retire_old`].
     pub fn old_sessions(&self) -> usize {
         self.state.borrow().old.len()
@@ -143,19 +168,33 @@ impl Login {
         }
     }
 
-    /// Waits until [`Login::renew`] is to be called: before the session ends, or after a failure.
-    /// Never, when the session has no end. It may be dropped midway.
+    /// Waits until [`Login::renew`] is to be called: before the session ends, when Consul does not know
+    /// its token, or after a failure. Never, when the session has no end. It may be dropped midway.
     pub async fn due(&self) {
         loop {
-            let due = self.state.borrow().due;
-            let Some((instant, wall)) = due else { return std::future::pending().await };
-            let left = wall.duration_since(SystemTime::now()).unwrap_or_default();
-            let left = left.min(instant.saturating_duration_since(Instant::now()));
-            if left.is_zero() {
-                return;
+            let doubted = self.token.doubted();
+            match self.left() {
+                Some(left) if left.is_zero() => return,
+                Some(left) => drop(tokio::time::timeout(left.min(LOOK), doubted).await),
+                None => doubted.await,
             }
-            tokio::time::sleep(left.min(LOOK)).await;
         }
+    }
+
+    /// Whether [`Login::due`] has come.
+    pub fn is_due(&self) -> bool {
+        self.left().is_some_and(|left| left.is_zero())
+    }
+
+    /// How long until [`Login::due`]. After a failure, only the pause after it counts.
+    fn left(&self) -> Option<Duration> {
+        let state = self.state.borrow();
+        let planned = state.due.map(|(instant, wall)| {
+            let left = wall.duration_since(SystemTime::now()).unwrap_or_default();
+            left.min(instant.saturating_duration_since(Instant::now()))
+        });
+        let doubted = self.token.doubted_for().filter(|_| state.failures == 0);
+        planned.into_iter().chain(doubted).min()
     }
 
     /// Logs out the sessions of before: once nobody uses their tokens, Envoy's streams among them.
@@ -204,6 +243,7 @@ impl Login {
                 let mut state = self.state.borrow_mut();
                 state.left = None;
                 state.current = Some(session.clone());
+                state.failures = 0;
                 state.due = session.renew_at.map(at);
                 Ok(Some(session))
             }

@@ -232,6 +232,9 @@ impl Client {
             if unknown && self.settings.token.is_fresh() {
                 tokio::time::sleep(SPREAD_PAUSE).await;
             } else if !unknown || self.settings.token.read()? == token {
+                if unknown {
+                    self.settings.token.doubt(token.as_ref());
+                }
                 return result;
             }
         }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::base::files;
@@ -19,6 +20,9 @@ const TOKEN_LIMIT: u64 = 1024;
 /// How long a new token may take to reach all of Consul's servers. One that has not got it yet
 /// answers that there is no such token.
 const SPREAD: Duration = Duration::from_secs(5);
+/// A login that Consul does not know is replaced this long after it was made, at the earliest, and each
+/// one that follows it and is not known either after twice the time, up to the last.
+const DOUBTS: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(600));
 
 /// An ACL token. It is never shown.
 #[derive(Clone, PartialEq, Eq)]
@@ -56,38 +60,88 @@ impl fmt::Debug for Token {
 
 /// The token of the login that is in force. Clones share it: who renews the login changes what every
 /// client sends next.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct SessionToken(Rc<RefCell<Option<InForce>>>);
+#[derive(Debug, Clone, Default)]
+pub struct SessionToken(Rc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    in_force: RefCell<Option<InForce>>,
+    doubted: Notify,
+}
 
 #[derive(Debug, PartialEq, Eq)]
 struct InForce {
     token: Token,
     /// When it was made, where that is known.
     since: Option<Instant>,
+    /// Whether Consul has said that it does not know it.
+    doubted: bool,
+    /// How many before it, one after the other, ended like that.
+    doubts: u32,
 }
+
+impl PartialEq for SessionToken {
+    fn eq(&self, other: &Self) -> bool {
+        *self.0.in_force.borrow() == *other.0.in_force.borrow()
+    }
+}
+
+impl Eq for SessionToken {}
 
 impl SessionToken {
     /// A token that was made this moment.
     pub(in crate::consul) fn begin(&self, token: Token) {
-        self.0.replace(Some(InForce { token, since: Some(Instant::now()) }));
+        let before =
+            self.0.in_force.borrow().as_ref().map_or(0, |it| if it.doubted { it.doubts + 1 } else { 0 });
+        let since = Some(Instant::now());
+        self.0.in_force.replace(Some(InForce { token, since, doubted: false, doubts: before }));
     }
 
     /// A token that was made some time ago.
     pub(in crate::consul) fn resume(&self, token: Token) {
-        self.0.replace(Some(InForce { token, since: None }));
+        self.0.in_force.replace(Some(InForce { token, since: None, doubted: false, doubts: 0 }));
     }
 
     /// No token.
     pub(in crate::consul) fn end(&self) {
-        self.0.replace(None);
+        self.0.in_force.replace(None);
     }
 
     fn get(&self) -> Option<Token> {
-        self.0.borrow().as_ref().map(|it| it.token.clone())
+        self.0.in_force.borrow().as_ref().map(|it| it.token.clone())
     }
 
     fn is_fresh(&self) -> bool {
-        self.0.borrow().as_ref().and_then(|it| it.since).is_some_and(|since| since.elapsed() < SPREAD)
+        let in_force = self.0.in_force.borrow();
+        in_force.as_ref().and_then(|it| it.since).is_some_and(|since| since.elapsed() < SPREAD)
+    }
+
+    /// Consul does not know `token`.
+    fn doubt(&self, token: &Token) {
+        let mut in_force = self.0.in_force.borrow_mut();
+        if let Some(it) = in_force.as_mut().filter(|it| it.token == *token && !it.doubted) {
+            it.doubted = true;
+            self.0.doubted.notify_waiters();
+        }
+    }
+
+    /// Whether Consul has said that it does not know the token in force.
+    pub(in crate::consul) fn is_doubted(&self) -> bool {
+        self.0.in_force.borrow().as_ref().is_some_and(|it| it.doubted)
+    }
+
+    /// How long until a token that Consul does not know is to be replaced; never for another one.
+    pub(in crate::consul) fn doubted_for(&self) -> Option<Duration> {
+        let in_force = self.0.in_force.borrow();
+        let it = in_force.as_ref().filter(|it| it.doubted)?;
+        let pause = DOUBTS.0.saturating_mul(1 << it.doubts.min(10)).min(DOUBTS.1);
+        Some(it.since.map_or(Duration::ZERO, |since| pause.saturating_sub(since.elapsed())))
+    }
+
+    /// Waits until Consul says that it does not know the token. From the call on, not from the first
+    /// look at it.
+    pub(in crate::consul) fn doubted(&self) -> impl Future<Output = ()> {
+        self.0.doubted.notified()
     }
 }
 
@@ -151,6 +205,13 @@ impl TokenSource {
     /// Whether Consul's servers may not all know the token yet.
     pub(super) fn is_fresh(&self) -> bool {
         matches!(self, TokenSource::Login(session) if session.is_fresh())
+    }
+
+    /// Consul does not know `token`: who keeps the login makes another one.
+    pub(super) fn doubt(&self, token: Option<&Token>) {
+        if let (TokenSource::Login(session), Some(token)) = (self, token) {
+            session.doubt(token);
+        }
     }
 
     /// The token, as it is now.
@@ -224,6 +285,35 @@ mod tests {
         assert!(!format!("{source:?}").contains("new"));
         session.end();
         assert!(source.read().is_err());
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_token_that_is_not_known_is_replaced_at_once_and_then_less_and_less_often() {
+        let session = SessionToken::default();
+        let token = |text: &str| Token::new(text).unwrap().unwrap();
+        session.resume(token("first"));
+        session.doubt(&token("another"));
+        assert!(!session.is_doubted() && session.doubted_for().is_none(), "that is not in force");
+        let heard = session.doubted();
+        session.doubt(&token("first"));
+        heard.await;
+        assert_eq!(session.doubted_for(), Some(Duration::ZERO));
+        for pause in [20, 40, 80, 160, 320, 600, 600] {
+            session.begin(token("next"));
+            assert!(!session.is_doubted());
+            session.doubt(&token("next"));
+            assert!(waits(&session, pause));
+        }
+        session.begin(token("known"));
+        session.begin(token("later"));
+        session.doubt(&token("later"));
+        assert!(waits(&session, DOUBTS.0.as_secs()));
+    }
+
+    /// Whether the token, which was made this moment, is to be replaced after `seconds`.
+    fn waits(session: &SessionToken, seconds: u64) -> bool {
+        let (left, pause) = (session.doubted_for().unwrap(), Duration::from_secs(seconds));
+        left <= pause && left > pause / 2
     }
 
     #[test]

@@ -44,12 +44,13 @@ impl AgentRegistry {
         Ok((if known { Vec::new() } else { differences }, seen))
     }
 
-    async fn make(&self, entry: &Entry) -> Result<Outcome, ConsulError> {
+    /// With `again`, it is also sent when nothing differs.
+    async fn make(&self, entry: &Entry, again: bool) -> Result<Outcome, ConsulError> {
         let key = &entry.key;
         let (prepared, differences, seen) = loop {
             let prepared = self.prepared(entry)?;
             let (differences, seen) = self.differences(key, &prepared).await?;
-            if differences.is_empty() {
+            if differences.is_empty() && !again {
                 return Ok(Outcome { differences, warnings: prepared.warnings });
             }
             let query =
@@ -108,7 +109,11 @@ impl Registry for AgentRegistry {
     }
 
     fn register<'a>(&'a self, entry: &'a Entry) -> LocalFuture<'a, Result<Outcome, Fault>> {
-        Box::pin(async move { Ok(self.make(entry).await?) })
+        Box::pin(async move { Ok(self.make(entry, false).await?) })
+    }
+
+    fn renew<'a>(&'a self, entry: &'a Entry) -> LocalFuture<'a, Result<Outcome, Fault>> {
+        Box::pin(async move { Ok(self.make(entry, true).await?) })
     }
 
     fn deregister<'a>(&'a self, key: &'a Key) -> LocalFuture<'a, Result<bool, Fault>> {

@@ -98,6 +98,13 @@ pub trait Registry {
     /// Makes the registration what it should be. Looks first; writes only when something differs.
     fn register<'a>(&'a self, entry: &'a Entry) -> LocalFuture<'a, Result<Outcome, Fault>>;
 
+    /// As [`Registry::register`], for a token that is not the one of before. An agent tells the servers
+    /// of a service, and of its checks, with the token that the service came with: it is sent again
+    /// although nothing differs, or the agent goes on with a token that ends.
+    fn renew<'a>(&'a self, entry: &'a Entry) -> LocalFuture<'a, Result<Outcome, Fault>> {
+        self.register(entry)
+    }
+
     /// Takes the service and its sidecar out. Returns whether there was anything.
     fn deregister<'a>(&'a self, key: &'a Key) -> LocalFuture<'a, Result<bool, Fault>>;
 
