@@ -10,14 +10,16 @@ mod gate;
 mod presence;
 mod recorded;
 mod registry;
+mod report;
 mod validate;
 
 pub use agent::AgentRegistry;
 pub use catalog::{CatalogRegistry, Node};
-pub use checks::{CheckReport, Pushed};
+pub use checks::{CheckReport, KnownChecks, Pushed, Vitals};
 pub use file::FileRegistry;
 pub use gate::{Feature, Gate};
 pub use presence::{Contact, Presence, Topic};
 pub use recorded::{Call, Recorded};
 pub(super) use registry::digest;
 pub use registry::{Entry, Health, Key, Outcome, Registry};
+pub use report::{AgentCheck, AgentChecks};
