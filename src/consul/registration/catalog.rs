@@ -277,6 +277,11 @@ pub(super) fn check(service: &str, health: &Health, key: &Key) -> Value {
         Health::Passing => ("passing", ""),
         Health::Critical(why) => ("critical", why.as_str()),
     };
+    check_of(service, status, output, key)
+}
+
+/// The check that enmesh keeps for a service, with what it says.
+pub(super) fn check_of(service: &str, status: &str, output: &str, key: &Key) -> Value {
     let mut check = json!({
         "CheckID": check_id(service), "Name": "enmesh", "ServiceID": service, "Status": status, "Output": output,
     });

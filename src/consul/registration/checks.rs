@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
-use super::catalog::{check, check_id, id_of, scope, services_of};
+use super::catalog::{check, check_id, check_of, id_of, scope, services_of};
 use super::{CatalogRegistry, Health, Key};
 use crate::base::Fault;
 use crate::config::CheckStatus;
@@ -202,12 +202,14 @@ fn liveness<'a>(
     let mut checks = vec![(check_id(key.id.as_str()), check(key.id.as_str(), live, key), service)];
     if let Some(are) = sidecar {
         let id = key.sidecar();
-        let mut wanted = check(&id, live, key);
         let worst = vitals.checks.iter().max_by_key(|report| report.status);
-        if let (Health::Passing, Some(worst)) = (live, worst.filter(|it| it.status != CheckStatus::Passing)) {
-            wanted["Status"] = json!(worst.status);
-            wanted["Output"] = json!(format!("the check {} of {} is {}", worst.id, key.id, worst.status));
-        }
+        let wanted = match worst.filter(|it| it.status != CheckStatus::Passing && *live == Health::Passing) {
+            Some(CheckReport { id: which, status, .. }) => {
+                let why = format!("the check {which} of {} is {status}", key.id);
+                check_of(&id, status.as_str(), &why, key)
+            }
+            None => check(&id, live, key),
+        };
         checks.push((check_id(&id), wanted, are));
     }
     checks
