@@ -9,6 +9,7 @@ mod explain;
 mod output;
 mod plan;
 mod render;
+mod report;
 mod run;
 mod status;
 mod wait;
@@ -78,6 +79,8 @@ enum Verb {
     Check(check::Check),
     /// Wait until a service's sidecar is live, as in ExecStartPre=
     Wait(wait::Wait),
+    /// Say how a `ttl` check is: the app's own word about itself
+    Report(report::Report),
     /// Make a local certificate authority, or a certificate from it
     Ca(ca::Ca),
     /// Two hosts on this machine, with proof line by line
@@ -122,6 +125,7 @@ fn dispatch(cli: Cli) -> Result<Answer, Fault> {
         Verb::Status(verb) => local(verb.run(&global)),
         Verb::Check(verb) => verb.run(&global),
         Verb::Wait(verb) => local(verb.run(&global)),
+        Verb::Report(verb) => local(verb.run(&global)),
         Verb::Ca(verb) => verb.run(&global),
         Verb::Demo(verb) => verb.run(&global),
         Verb::DemoApp(verb) => verb.run(),

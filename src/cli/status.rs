@@ -107,11 +107,25 @@ pub fn table(status: &Value) -> String {
         if let Some(connected) = at(service, "/stream/connected").as_bool() {
             let _ = writeln!(text, "  stream to Consul {}", if connected { "up" } else { "down" });
         }
+        for (id, check) in at(service, "/checks").as_object().into_iter().flatten() {
+            text.push_str(&check_line(id, check));
+        }
         if let Some(fault) = faults_of(at(service, "/fault")).first() {
             let _ = writeln!(text, "  {fault}");
         }
     }
     text
+}
+
+/// How a check is, for how long, and what it said.
+fn check_line(id: &str, check: &Value) -> String {
+    let text_of = |pointer| at(check, pointer).as_str().unwrap_or_default();
+    let name = text_of("/name");
+    let name = if name == id { String::new() } else { format!(" ({name})") };
+    let since = now().saturating_sub(at(check, "/since").as_u64().unwrap_or(0));
+    let since = Span(Duration::from_secs(since));
+    let line = format!("  check {id}{name} {} for {since}  {}", text_of("/status"), text_of("/output"));
+    format!("{}\n", line.trim_end())
 }
 
 /// What is known of Consul.

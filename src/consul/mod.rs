@@ -20,8 +20,9 @@ pub use http::{
     Answer, BasicAuth, Client, Endpoint, Query, SessionToken, Settings, Token, TokenSource, Watch, segment,
 };
 pub use registration::{
-    AgentRegistry, Call, CatalogRegistry, CheckReport, Contact, Departure, Entry, Feature, FileRegistry,
-    Gate, Health, Key, Node, Outcome, Presence, Pushed, Recorded, Registry, Topic,
+    AgentCheck, AgentChecks, AgentRegistry, Call, CatalogRegistry, CheckReport, Contact, Departure, Entry,
+    Feature, FileRegistry, Gate, Health, Key, KnownChecks, Node, Outcome, Presence, Pushed, Recorded,
+    Registry, Topic, Vitals,
 };
 pub use server::{ServerFacts, Source, Version};
 pub use warning::ConsulWarning;

@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::adapters::Adapters;
 use super::drive::{Drive, News};
 use super::facts;
+use super::health::{self, Checks};
 use super::membership::{ConsulStatus, Registered};
 use super::names::Names;
 use super::preflight;
@@ -89,6 +90,8 @@ pub struct Engine {
     /// The plan in force.
     pub(super) plan: Option<Plan>,
     pub(super) sidecars: BTreeMap<ServiceId, SidecarStatus>,
+    /// The checks that enmesh runs.
+    pub(super) checks: Checks,
     /// The rules as they were set last.
     pub(super) rules: Option<Desired>,
     /// What the plan in force was made from.
@@ -120,11 +123,17 @@ impl Engine {
             names,
             plan: None,
             sidecars: BTreeMap::new(),
+            checks: Checks::default(),
             rules: None,
             made_from: None,
             host: config.host,
         };
         Ok((engine, unreadable.into_iter().collect()))
+    }
+
+    /// The host as it was when the plan was made.
+    pub(super) fn facts(&self) -> Option<&HostFacts> {
+        self.made_from.as_ref().map(|(_, facts)| facts)
     }
 
     /// The tree.
@@ -202,7 +211,8 @@ impl Engine {
         self.made_from = Some((config.clone(), facts));
         let drive = &mut self.adapters.drive;
         drive.check_rights(&plan).await;
-        let (login, of_mesh) = (drive.login_fault(), drive.warnings());
+        let (login, mut of_mesh) = (drive.login_fault(), drive.warnings());
+        of_mesh.extend(health::unheeded(drive.membership.as_ref(), &config));
         Ok(Intent { config, plan, view, unseen, login, of_mesh })
     }
 
@@ -287,6 +297,8 @@ impl Engine {
 
         faults.extend(self.keep_entries().await);
         faults.extend(self.register(&plan).await);
+        self.run_checks(&config, &plan).await;
+        faults.extend(self.tell_not_live(&plan).await);
         let around = self.around();
         let ups = plan.services.values().map(|service| around.bring_up(&plan, service));
         let statuses: Vec<SidecarStatus> = stream::iter(ups).buffered(AT_ONCE).collect().await;
@@ -465,7 +477,8 @@ pub async fn look(root: &Root) -> Result<Intent, Fault> {
     } else {
         facts::offline(root, &config, &state, view.clone())?
     };
-    let (login, of_mesh) = (drive.login_fault(), drive.warnings());
+    let (login, mut of_mesh) = (drive.login_fault(), drive.warnings());
+    of_mesh.extend(health::unheeded(drive.membership.as_ref(), &config));
     facts.merged = merged(&drive, &config).await;
     facts.xds = drive.xds;
     let plan = plan::plan(&config, &facts);

@@ -61,6 +61,12 @@ pub enum ConvergeError {
         /// The service.
         id: String,
     },
+    /// A report that nobody takes.
+    #[error("nobody is told how the checks of `{id}` are")]
+    NoReports {
+        /// The service.
+        id: String,
+    },
     /// Consul was not asked yet.
     #[error("Consul at {server} was not asked yet")]
     NotAsked {
@@ -163,6 +169,7 @@ impl Explain for ConvergeError {
             ConvergeError::Capabilities { .. } => "ENM-D014",
             ConvergeError::Watches { .. } => "ENM-D015",
             ConvergeError::NoFlow { .. } => "ENM-D016",
+            ConvergeError::NoReports { .. } => "ENM-D035",
         }
     }
 
@@ -185,6 +192,9 @@ impl Explain for ConvergeError {
                 "the daemon may be of another version: restart it (`systemctl restart enmesh`; sidecars and connections live on)".to_owned()
             }
             ConvergeError::NoService { .. } => "`enmesh status` lists the services of this host".to_owned(),
+            ConvergeError::NoReports { .. } => {
+                "reports go to Consul: set `registration` to `agent` or `catalog`, with a control plane other than `static`".to_owned()
+            }
             ConvergeError::NotAsked { .. } => "wait for it to answer; `enmesh status` shows what is missing".to_owned(),
             ConvergeError::NotLoggedIn { .. } => {
                 "start the daemon, or run `enmesh apply`: both log in, and leave the session for those who look".to_owned()
@@ -217,7 +227,9 @@ impl Explain for ConvergeError {
 
     fn class(&self) -> Class {
         match self {
-            ConvergeError::NewerState { .. } | ConvergeError::NoService { .. } => Class::Config,
+            ConvergeError::NewerState { .. }
+            | ConvergeError::NoService { .. }
+            | ConvergeError::NoReports { .. } => Class::Config,
             ConvergeError::Locked { .. }
             | ConvergeError::NotAsked { .. }
             | ConvergeError::NotLoggedIn { .. }

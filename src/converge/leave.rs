@@ -142,6 +142,11 @@ impl Engine {
         if self.adapters.systemd.is_none()
             && let Some(plan) = self.plan.take()
         {
+            // As long as others hear of it: without Consul they do not, and waiting for it helps nobody.
+            if self.consul().is_some_and(|consul| consul.fault.is_none()) {
+                let going = plan.services.keys().map(ToString::to_string).collect();
+                faults.extend(self.announce_end(&going).await);
+            }
             let around = self.around();
             let ends = plan.services.values().map(|service| around.take_down(service));
             faults.extend(join_all(ends).await.into_iter().filter_map(Result::err));

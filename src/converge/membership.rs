@@ -16,8 +16,8 @@ use crate::config::value::ServiceId;
 use crate::config::{ConsulConfig, HostConfig, RegistrationMode};
 use crate::consul::xds::{self, XdsSettings};
 use crate::consul::{
-    AgentRegistry, CatalogRegistry, Client, ConsulError, Departure, Entry, FileRegistry, Gate, Health, Key,
-    Node, Presence, Registry, ServerFacts, Settings, Topic, check_rights, needed_rights,
+    AgentChecks, AgentRegistry, CatalogRegistry, Client, ConsulError, Departure, Entry, FileRegistry, Gate,
+    Health, Key, Node, Presence, Registry, ServerFacts, Settings, Topic, check_rights, needed_rights,
 };
 use crate::netns;
 use crate::plan::{Ads, Plan, Xds, XdsToken};
@@ -46,6 +46,8 @@ struct Met {
     facts: ServerFacts,
     warnings: Vec<Fault>,
     registry: Option<Rc<dyn Registry>>,
+    /// The same registry, where it is the catalog's.
+    catalog: Option<Rc<CatalogRegistry>>,
     /// [`Presence::returns`] when it was asked.
     returns: u64,
     /// The services whose rights were asked for, and which of those the token lacks.
@@ -136,9 +138,16 @@ impl Membership {
             Some(met) => met,
             None => {
                 let (facts, warnings) = ServerFacts::ask(&self.client).await?;
-                let registry = self.registry(&facts);
                 self.session.meet(&self.client).await;
-                Met { facts, warnings, registry, returns, rights: None }
+                let gate = Gate::of(&facts);
+                let catalog = self
+                    .runs_checks()
+                    .then(|| Rc::new(CatalogRegistry::new(self.client.clone(), gate, self.node())));
+                let registry = match &catalog {
+                    Some(catalog) => Some(Rc::clone(catalog) as Rc<dyn Registry>),
+                    None => self.registry(&facts),
+                };
+                Met { facts, warnings, registry, catalog, returns, rights: None }
             }
         };
         Ok(&self.met.insert(met).facts)
@@ -240,16 +249,35 @@ impl Membership {
         self.presence.changed().await;
     }
 
+    /// Whether checks are enmesh's to run: there is no agent that would.
+    pub fn runs_checks(&self) -> bool {
+        self.mode == RegistrationMode::Catalog
+    }
+
+    /// Whether anybody is told how checks are.
+    pub fn has_checks(&self) -> bool {
+        self.mode != RegistrationMode::None
+    }
+
+    /// The catalog that this host's services are in, without an agent; `None` before anybody answered.
+    pub fn catalog(&self) -> Option<Rc<CatalogRegistry>> {
+        self.met.as_ref()?.catalog.clone()
+    }
+
+    /// The checks at the agent; `None` before it answered.
+    pub fn agent_checks(&self) -> Option<AgentChecks> {
+        Some(AgentChecks::new(self.client.clone(), Gate::of(self.facts()?)))
+    }
+
     fn registry(&self, facts: &ServerFacts) -> Option<Rc<dyn Registry>> {
         let (client, gate) = (self.client.clone(), Gate::of(facts));
         match self.mode {
             RegistrationMode::Agent => Some(Rc::new(AgentRegistry::new(client, gate))),
-            RegistrationMode::Catalog => Some(Rc::new(CatalogRegistry::new(client, gate, self.node()))),
             RegistrationMode::File => {
                 let group = facts::group(&self.root, "consul");
                 Some(Rc::new(FileRegistry::new(client, gate, &self.root, group)))
             }
-            RegistrationMode::None => None,
+            RegistrationMode::Catalog | RegistrationMode::None => None,
         }
     }
 
@@ -298,6 +326,8 @@ impl Membership {
                 Ok(outcome) => {
                     if !outcome.differences.is_empty() {
                         tracing::info!(service = %id, "registered: {}", outcome.differences.join("; "));
+                        // It may have been lost, and with it what was told of its health.
+                        self.told.remove(&entry.key);
                     }
                     let warnings = outcome.warnings.into_iter().map(|fault| fault.of_service(id)).collect();
                     Registered { done: true, warnings }
@@ -363,6 +393,36 @@ impl Membership {
         }
         self.meet().await.ok()?;
         Departure::of(&self.client, keys).await.ok()
+    }
+
+    /// Tells that `keys` must not be used any more. One that is not there is not used.
+    pub async fn leave(&mut self, keys: &[Key], why: &str) -> Vec<Fault> {
+        let Some(met) = self.met.as_ref().filter(|_| !keys.is_empty()) else { return Vec::new() };
+        let health = Health::Critical(why.to_owned());
+        if let Some(catalog) = &met.catalog {
+            return catalog.set_health_of_all(keys, &health).await.err().into_iter().collect();
+        }
+        let Some(registry) = &met.registry else { return Vec::new() };
+        let mut faults = Vec::new();
+        for key in keys {
+            self.told.remove(key);
+            match registry.set_health(key, &health).await {
+                Err(fault) if fault.code != "ENM-K024" => faults.push(fault.of_service(&key.id)),
+                _ => {}
+            }
+        }
+        faults
+    }
+
+    /// Takes the node out that stood for this host, now that nothing is left on it.
+    ///
+    /// # Errors
+    /// Consul could not be told.
+    pub async fn leave_node(&self) -> Result<(), Fault> {
+        match self.catalog() {
+            Some(catalog) => catalog.remove_empty_node().await.map(drop),
+            None => Ok(()),
+        }
     }
 
     /// Takes `keys` out of Consul. Returns those that are out, and what went wrong with the others.

@@ -1,11 +1,10 @@
 //! When this host's services are told to Consul, and when they are taken back.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::engine::{Engine, keep};
-use super::sidecar::Phase;
 use crate::base::Fault;
-use crate::consul::{Entry, Health, Key};
+use crate::consul::{Entry, Key};
 use crate::plan::Plan;
 
 /// Why a service that is leaving must not be used any more.
@@ -30,33 +29,12 @@ impl Engine {
         faults
     }
 
-    /// Tells which sidecars take connections.
-    pub(super) async fn tell_health(&mut self, plan: &Plan) -> Vec<Fault> {
-        let health = |service| {
-            let key = Entry::of(service).key;
-            let live = self.sidecars.get(&key.id).is_some_and(|status| status.phase == Phase::Live);
-            let health =
-                if live { Health::Passing } else { Health::Critical("its sidecar is not live".to_owned()) };
-            (key, health)
-        };
-        let health: BTreeMap<Key, Health> = plan.services.values().map(health).collect();
-        match &mut self.adapters.drive.membership {
-            Some(membership) => membership.tell(health).await,
-            None => Vec::new(),
-        }
-    }
-
     /// Tells others not to use the services that are about to end.
     pub(super) async fn announce_end(&mut self, going: &BTreeSet<String>) -> Vec<Fault> {
-        let health: BTreeMap<Key, Health> = self
-            .state
-            .registered
-            .iter()
-            .filter(|key| going.contains(key.id.as_str()))
-            .map(|key| (key.clone(), Health::Critical(LEAVING.to_owned())))
-            .collect();
+        let going = |key: &&Key| going.contains(key.id.as_str());
+        let keys: Vec<Key> = self.state.registered.iter().filter(going).cloned().collect();
         match &mut self.adapters.drive.membership {
-            Some(membership) => membership.tell(health).await,
+            Some(membership) => membership.leave(&keys, LEAVING).await,
             None => Vec::new(),
         }
     }
@@ -75,6 +53,9 @@ impl Engine {
         let (out, mut faults) = membership.deregister(&keys).await;
         self.state.registered.retain(|key| !out.contains(key));
         self.state.registered_with.retain(|id, _| out.iter().all(|key| key.id != *id));
+        if !out.is_empty() && self.state.registered.is_empty() {
+            keep(&mut faults, membership.leave_node().await);
+        }
         if !out.is_empty() {
             keep(&mut faults, self.state.save(&self.root));
         }

@@ -7,10 +7,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 
 use super::engine::Engine;
+use super::health::{self, CheckView};
 use super::membership::{ConsulStatus, Registered};
 use super::sidecar::Phase;
 use crate::base::Fault;
 use crate::envoy::Stream;
+use crate::health::States;
 use crate::plan::Generation;
 use crate::redirect::DriftEvent;
 
@@ -35,6 +37,9 @@ pub struct Status {
     pub trust_domain: String,
     /// The services, by id.
     pub services: BTreeMap<String, ServiceStatus>,
+    /// The checks that enmesh runs, as they are whenever they are looked at.
+    #[serde(skip)]
+    checks: Option<States>,
     /// What is wrong now.
     pub faults: Vec<Fault>,
     /// What a person should know.
@@ -81,6 +86,9 @@ pub struct ServiceStatus {
     pub identity: String,
     /// How its registration in Consul is; `None` where there is none to be.
     pub registration: Option<Registered>,
+    /// Its checks, by their ids, where enmesh runs them. They say how the app is, and have no part in
+    /// whether this host is ready.
+    pub checks: BTreeMap<String, CheckView>,
     /// Its virtual IPs.
     pub virtual_ips: Vec<std::net::IpAddr>,
     /// Its sidecar's stream to Consul, where that drives it.
@@ -116,6 +124,7 @@ impl Status {
                     identity: service.identity.to_string(),
                     virtual_ips: entry.map(|e| e.virtual_ips.iter().copied().collect()).unwrap_or_default(),
                     registration: engine.registered(&service.id).cloned(),
+                    checks: BTreeMap::new(),
                     stream: sidecar.stream,
                     certificate_expires: sidecar.certificate_expires,
                     fault: sidecar.fault,
@@ -123,7 +132,17 @@ impl Status {
                 (service.id.to_string(), status)
             })
             .collect();
+        self.checks = engine.check_states();
+        self.look_at_checks();
         self.judge();
+    }
+
+    /// Takes over how the checks are at this moment.
+    pub fn look_at_checks(&mut self) {
+        let mut views = self.checks.as_ref().map(health::views).unwrap_or_default();
+        for (id, service) in &mut self.services {
+            service.checks = id.parse().ok().and_then(|id| views.remove(&id)).unwrap_or_default();
+        }
     }
 
     /// Records that the host converged, and with what faults.
@@ -229,6 +248,20 @@ impl Status {
             "Times the sidecar was started again.",
             &per_service(&|s| u64::from(s.restarts)),
         );
+        let checks: Vec<(String, u64)> = self
+            .services
+            .iter()
+            .flat_map(|(id, service)| service.checks.iter().map(move |(check, view)| (id, check, view)))
+            .map(|(id, check, view)| (format!("{{service=\"{id}\",check=\"{check}\"}}"), view.status as u64))
+            .collect();
+        if !checks.is_empty() {
+            metric(
+                "enmesh_check_status",
+                "gauge",
+                "How a check that enmesh runs is: 0 passing, 1 warning, 2 critical.",
+                &checks,
+            );
+        }
         metric(
             "enmesh_certificate_expires_seconds",
             "gauge",

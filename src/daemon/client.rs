@@ -8,13 +8,16 @@ use serde_json::Value;
 use super::control::{Names, SOCKET};
 use crate::base::http::{self, HttpError};
 use crate::base::{Fault, Root};
-use crate::converge::ConvergeError;
+use crate::converge::{ConvergeError, Report};
 
 /// Reading the status is answered at once.
 const ASK_LIMIT: Duration = Duration::from_secs(5);
 
 /// A deed may drain connections for minutes.
 const DEED_LIMIT: Duration = Duration::from_secs(600);
+
+/// A report goes on to an agent, after what the daemon is at.
+const REPORT_LIMIT: Duration = Duration::from_secs(30);
 
 /// The daemon's status as JSON; `None` when no daemon runs.
 ///
@@ -38,6 +41,15 @@ pub async fn apply(root: &Root, services: &[String]) -> Result<Option<Value>, Fa
 /// As [`status`].
 pub async fn down(root: &Root, services: &[String]) -> Result<Option<Value>, Fault> {
     deed(root, "/v1/down", services).await
+}
+
+/// Has the daemon take an app's report; `None` when no daemon runs.
+///
+/// # Errors
+/// As [`status`].
+pub async fn report(root: &Root, report: &Report) -> Result<Option<Value>, Fault> {
+    let body = serde_json::to_vec(report).unwrap_or_default();
+    ask(root, Method::POST, "/v1/report", body, REPORT_LIMIT).await
 }
 
 async fn deed(root: &Root, target: &str, services: &[String]) -> Result<Option<Value>, Fault> {

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::base::files::{self, Access};
 use crate::base::http::{self, Question};
 use crate::base::{Fault, Root};
-use crate::converge::{ConvergeError, Status};
+use crate::converge::{ConvergeError, Report, Status};
 
 /// Where the socket is.
 pub const SOCKET: &str = "/run/enmesh/enmesh.sock";
@@ -34,6 +34,8 @@ pub enum Deed {
     Apply(Vec<String>),
     /// Take services out of the mesh; all of them, and the daemon ends, when none is named.
     Down(Vec<String>),
+    /// Take an app's report about its check.
+    Report(Report),
 }
 
 /// The answer to a deed.
@@ -97,9 +99,11 @@ async fn respond(
     let body = |value: &Value| serde_json::to_vec(value).unwrap_or_default();
     match (&question.method, question.path.as_str()) {
         (&Method::GET, "/v1/status") => {
+            status.borrow_mut().look_at_checks();
             (StatusCode::OK, JSON, serde_json::to_vec(&*status.borrow()).unwrap_or_default())
         }
         (&Method::GET, "/metrics") => {
+            status.borrow_mut().look_at_checks();
             (StatusCode::OK, "text/plain; version=0.0.4", status.borrow().metrics().into_bytes())
         }
         (&Method::POST, path @ ("/v1/apply" | "/v1/down")) => {
@@ -118,14 +122,31 @@ async fn respond(
             let deed = if path == "/v1/apply" { Deed::Apply(services) } else { Deed::Down(services) };
             match ask(requests, deed).await {
                 Some(Ok(done)) => (StatusCode::OK, JSON, serde_json::to_vec(&done).unwrap_or_default()),
-                Some(Err(fault)) => {
-                    (StatusCode::UNPROCESSABLE_ENTITY, JSON, body(&json!({ "error": fault })))
-                }
-                None => (StatusCode::SERVICE_UNAVAILABLE, JSON, body(&json!({ "error": "stopping" }))),
+                refused => refuse(refused),
+            }
+        }
+        (&Method::POST, "/v1/report") => {
+            let Ok(report) = serde_json::from_slice::<Report>(&question.body) else {
+                let expected = "expected {\"service\": id, \"check\": id, \"status\": \"passing\", \"warning\" or \"critical\"}";
+                return (StatusCode::BAD_REQUEST, JSON, body(&json!({ "error": expected })));
+            };
+            match ask(requests, Deed::Report(report.clone())).await {
+                Some(Ok(_)) => (StatusCode::OK, JSON, body(&json!(report))),
+                refused => refuse(refused),
             }
         }
         _ => (StatusCode::NOT_FOUND, JSON, body(&json!({ "error": "no such resource" }))),
     }
+}
+
+/// The answer to a deed that was not done.
+fn refuse(reply: Option<Reply>) -> (StatusCode, &'static str, Vec<u8>) {
+    let (status, error) = match reply {
+        Some(Err(fault)) => (StatusCode::UNPROCESSABLE_ENTITY, json!(fault)),
+        _ => (StatusCode::SERVICE_UNAVAILABLE, json!("stopping")),
+    };
+    let body = serde_json::to_vec(&json!({ "error": error })).unwrap_or_default();
+    (status, "application/json", body)
 }
 
 async fn ask(requests: &mpsc::Sender<Request>, deed: Deed) -> Option<Reply> {

@@ -72,6 +72,7 @@ enum Wake {
     Mesh,
     Registration,
     Login,
+    Checks,
     Streams,
     Watchdog,
 }
@@ -128,6 +129,7 @@ impl Daemon {
                     fed(self.engine.keep_login()).await;
                     fed(self.converge()).await;
                 }
+                Wake::Checks => fed(self.tell_checks()).await,
                 Wake::Streams => self.look_at_streams().await,
                 Wake::Watchdog => {
                     notify::watchdog();
@@ -165,6 +167,7 @@ impl Daemon {
                 News::Registration => Wake::Registration,
                 News::Login => Wake::Login,
             },
+            () = self.engine.checks_changed() => Wake::Checks,
             () = self.timers.streams() => Wake::Streams,
             () = self.timers.retry() => Wake::Reload,
             () = self.timers.renewal() => Wake::Reload,
@@ -210,6 +213,16 @@ impl Daemon {
         faults.iter().for_each(log::fault);
         self.status.borrow_mut().update(&self.engine);
         self.timers.refreshed(&self.engine);
+        if !faults.is_empty() {
+            self.timers.failed();
+        }
+    }
+
+    /// Brings into Consul what the checks found that enmesh runs.
+    async fn tell_checks(&mut self) {
+        let faults = self.engine.tell_checks().await;
+        faults.iter().for_each(log::fault);
+        self.status.borrow_mut().update(&self.engine);
         if !faults.is_empty() {
             self.timers.failed();
         }
@@ -265,6 +278,14 @@ impl Daemon {
                 self.status.borrow_mut().update(&self.engine);
                 let end = names.is_empty() && outcome.is_ok();
                 (outcome, end)
+            }
+            Deed::Report(report) => {
+                // An agent that takes its time holds nobody up but who reports.
+                let work = self.engine.report(&report);
+                tokio::task::spawn_local(async move {
+                    let _ = reply.send(work.await.map(|()| Done::default()));
+                });
+                return false;
             }
         };
         let status = self.status.borrow().clone();

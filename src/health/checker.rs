@@ -30,6 +30,19 @@ pub struct Checker {
     shared: Rc<Shared>,
     running: BTreeMap<CheckerKey, Running>,
     exec_as: Option<User>,
+    /// Those who run the programs of single services.
+    users: BTreeMap<ServiceId, User>,
+}
+
+/// The states of a [`Checker`], to be read also while somebody else has it.
+#[derive(Debug, Clone, Default)]
+pub struct States(Rc<Shared>);
+
+impl States {
+    /// All states as they are now.
+    pub fn now(&self) -> BTreeMap<CheckerKey, CheckState> {
+        self.0.states.borrow().clone()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -41,6 +54,7 @@ struct Shared {
 #[derive(Debug)]
 struct Running {
     definition: Check,
+    exec_as: Option<User>,
     /// Wakes a `ttl` check's task: the app has reported.
     reported: Option<Rc<Notify>>,
     task: JoinHandle<()>,
@@ -54,20 +68,47 @@ impl Drop for Running {
 
 impl Checker {
     /// Starts `checks` as tasks of the current `LocalSet`. All are critical until they have been
-    /// heard of. Programs of `exec` checks run as `exec_as`, else as the caller.
+    /// heard of. Programs of `exec` checks run as `exec_as`, else as the caller, unless
+    /// [`Checker::run_as`] says otherwise.
     ///
     /// The faults are warnings: `ENM-H010` to `ENM-H012`, for checks that are not run.
     pub fn start(checks: &BTreeMap<ServiceId, Vec<Check>>, exec_as: Option<User>) -> (Self, Vec<Fault>) {
-        let mut checker = Checker { shared: Rc::default(), running: BTreeMap::new(), exec_as };
+        let (shared, running, users) = (Rc::default(), BTreeMap::new(), BTreeMap::new());
+        let mut checker = Checker { shared, running, exec_as, users };
         let faults = checker.update(checks);
         (checker, faults)
+    }
+
+    /// Who runs the programs of `exec` checks of single services, from the next update on.
+    pub fn run_as(&mut self, users: BTreeMap<ServiceId, User>) {
+        self.users = users;
+    }
+
+    fn user_of(&self, service: &ServiceId) -> Option<User> {
+        self.users.get(service).copied().or(self.exec_as)
+    }
+
+    /// Takes `known` for the states of checks that were not heard of yet: what somebody else was told
+    /// of them before this started. What is found next goes on from there.
+    pub fn resume(&self, known: &BTreeMap<CheckerKey, (CheckStatus, String)>) {
+        let mut states = self.shared.states.borrow_mut();
+        for (key, state) in states.iter_mut().filter(|(_, state)| !state.heard) {
+            if let Some((status, output)) = known.get(key) {
+                (state.status, state.output) = (*status, Finding::new(*status, output).output);
+            }
+        }
     }
 
     /// Makes `checks` the ones that run. Those whose definition is the same go on undisturbed, with
     /// their state; the others begin anew. Returns the warnings of [`Checker::start`].
     pub fn update(&mut self, checks: &BTreeMap<ServiceId, Vec<Check>>) -> Vec<Fault> {
         let (wanted, faults) = sort(checks);
-        self.running.retain(|key, running| wanted.get(key) == Some(&running.definition));
+        let (users, exec_as) = (&self.users, self.exec_as);
+        self.running.retain(|key, running| {
+            let user = users.get(&key.0).copied().or(exec_as);
+            let as_before = running.definition.exec.is_none() || running.exec_as == user;
+            as_before && wanted.get(key) == Some(&running.definition)
+        });
         let gone = |key: &CheckerKey| !self.running.contains_key(key);
         let mut touched = false;
         self.shared.states.borrow_mut().retain(|key, _| {
@@ -95,7 +136,12 @@ impl Checker {
 
     /// All states as they are now.
     pub fn states(&self) -> BTreeMap<CheckerKey, CheckState> {
-        self.shared.states.borrow().clone()
+        self.handle().now()
+    }
+
+    /// The same, for somebody who reads them later.
+    pub fn handle(&self) -> States {
+        States(Rc::clone(&self.shared))
     }
 
     /// Takes the app's own report about its `ttl` check.
@@ -131,16 +177,16 @@ impl Checker {
         let first = if check.ttl.is_some() { "nothing was reported yet" } else { "it was not run yet" };
         self.shared.states.borrow_mut().insert(key.clone(), CheckState::new(name, first));
         let shared = Rc::clone(&self.shared);
-        let definition = check.clone();
+        let (definition, exec_as) = (check.clone(), self.user_of(&key.0));
         let (reported, task) = match check.ttl {
             Some(ttl) => {
                 let reported = Rc::new(Notify::new());
                 let task = expire(shared, key, ttl.0, Rc::clone(&reported));
                 (Some(reported), tokio::task::spawn_local(task))
             }
-            None => (None, tokio::task::spawn_local(repeat(shared, key, check, self.exec_as))),
+            None => (None, tokio::task::spawn_local(repeat(shared, key, check, exec_as))),
         };
-        Running { definition, reported, task }
+        Running { definition, exec_as, reported, task }
     }
 }
 
@@ -149,7 +195,7 @@ impl Shared {
     fn set(&self, key: &CheckerKey, status: CheckStatus, output: String) {
         let mut states = self.states.borrow_mut();
         let Some(state) = states.get_mut(key) else { return };
-        state.output = output;
+        (state.output, state.heard) = (output, true);
         if state.status != status {
             state.status = status;
             state.since = SystemTime::now();
@@ -162,14 +208,18 @@ impl Shared {
     }
 }
 
+/// What is not run, or not as it says, of `checks` where enmesh runs them: `ENM-H010` to `ENM-H012`.
+pub fn unheeded(checks: &BTreeMap<ServiceId, Vec<Check>>) -> Vec<Fault> {
+    sort(checks).1
+}
+
 /// The checks that can be run here, by their ids, and warnings about the others.
 fn sort(checks: &BTreeMap<ServiceId, Vec<Check>>) -> (BTreeMap<CheckerKey, Check>, Vec<Fault>) {
     let mut wanted = BTreeMap::new();
     let mut faults = Vec::new();
     for (service, checks) in checks {
         for (place, check) in checks.iter().enumerate() {
-            let own = check.id.as_ref().map(ServiceId::to_string);
-            let id = own.unwrap_or_else(|| format!("check-{}", place + 1));
+            let id = id_of(check, place);
             let mut warn = |warning: HealthWarning| {
                 let mut fault = Fault::from(warning);
                 fault.service = Some(service.to_string());
@@ -197,6 +247,11 @@ fn sort(checks: &BTreeMap<ServiceId, Vec<Check>>) -> (BTreeMap<CheckerKey, Check
     (wanted, faults)
 }
 
+/// The id of the check that stands at `place` in its file, from 0.
+pub fn id_of(check: &Check, place: usize) -> String {
+    check.id.as_ref().map_or_else(|| format!("check-{}", place + 1), ServiceId::to_string)
+}
+
 /// Runs a check at once and then at its interval. The second run comes after a part of it, so that
 /// checks that were started together do not stay together.
 async fn repeat(shared: Rc<Shared>, key: CheckerKey, check: Check, exec_as: Option<User>) {
@@ -221,12 +276,13 @@ async fn repeat(shared: Rc<Shared>, key: CheckerKey, check: Check, exec_as: Opti
     }
 }
 
-/// Makes a check critical when nothing is reported in time.
+/// Makes a check critical when nothing is reported in time. The time counts from the start, since
+/// what was known of it before may be that it passes.
 async fn expire(shared: Rc<Shared>, key: CheckerKey, ttl: Duration, reported: Rc<Notify>) {
     loop {
-        reported.notified().await;
         while tokio::time::timeout(ttl, reported.notified()).await.is_ok() {}
-        let ttl = humantime::format_duration(ttl);
-        shared.set(&key, CheckStatus::Critical, format!("nothing was reported for {ttl}"));
+        let span = humantime::format_duration(ttl);
+        shared.set(&key, CheckStatus::Critical, format!("nothing was reported for {span}"));
+        reported.notified().await;
     }
 }

@@ -15,8 +15,8 @@ pub enum HealthError {
         /// The ids of the checks that it has.
         known: Vec<String>,
     },
-    /// A report about a check that enmesh runs itself.
-    #[error("the check {check:?} of {service:?} is not a `ttl` check: enmesh runs it itself")]
+    /// A report about a check that is run, by enmesh or by an agent.
+    #[error("the check {check:?} of {service:?} is not a `ttl` check: it is run, and not reported")]
     NotReported {
         /// The service's id.
         service: String,

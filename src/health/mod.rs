@@ -16,6 +16,6 @@ mod state;
 mod tests;
 
 pub use crate::config::CheckStatus;
-pub use checker::{Checker, CheckerKey};
+pub use checker::{Checker, CheckerKey, States, id_of, unheeded};
 pub use error::{HealthError, HealthWarning};
 pub use state::CheckState;

@@ -21,6 +21,9 @@ pub struct CheckState {
     pub output: String,
     /// Since when it is so.
     pub since: SystemTime,
+    /// Whether it was run or reported since this process began; before, it is what was known of it.
+    #[serde(skip)]
+    pub heard: bool,
 }
 
 impl CheckState {
@@ -31,6 +34,7 @@ impl CheckState {
             status: CheckStatus::Critical,
             output: output.to_owned(),
             since: SystemTime::now(),
+            heard: false,
         }
     }
 }

@@ -17,7 +17,7 @@ use enmesh::base::exec::User;
 use enmesh::config::value::{ServiceId, Span};
 use enmesh::config::{Check, CheckStatus};
 use enmesh::consul::{
-    AgentRegistry, CatalogRegistry, CheckReport, Client, Gate, Health, Key, Node, Query, Registry,
+    AgentRegistry, CatalogRegistry, CheckReport, Client, Gate, Health, Key, Node, Query, Registry, Vitals,
 };
 use enmesh::health::Checker;
 use enmesh::plan::registration;
@@ -35,6 +35,10 @@ fn key(id: &str) -> Key {
 
 fn report(id: &str, status: CheckStatus, output: &str) -> CheckReport {
     CheckReport { id: id.to_owned(), name: format!("the {id}"), status, output: output.to_owned() }
+}
+
+fn checks_only(checks: Vec<CheckReport>) -> Vitals {
+    Vitals { live: None, checks }
 }
 
 fn registry(client: &Client) -> CatalogRegistry {
@@ -65,9 +69,9 @@ fn only_what_changed_is_written_and_all_of_it_at_once() {
 
         use CheckStatus::{Critical, Passing, Warning};
         let mut batch = BTreeMap::from([
-            (key("api"), vec![report("http", Passing, "200"), report("disk", Warning, "90 %")]),
-            (key("web"), vec![report("http", Critical, "refused")]),
-            (key("nobody"), vec![report("http", Passing, "")]),
+            (key("api"), checks_only(vec![report("http", Passing, "200"), report("disk", Warning, "90 %")])),
+            (key("web"), checks_only(vec![report("http", Critical, "refused")])),
+            (key("nobody"), checks_only(vec![report("http", Passing, "")])),
         ]);
         let pushed = registry.set_checks(&batch).await.unwrap();
         assert_eq!(pushed.written, ["enmesh:api:http", "enmesh:api:disk", "enmesh:web:http"]);
@@ -87,7 +91,7 @@ fn only_what_changed_is_written_and_all_of_it_at_once() {
         assert_eq!(checks(&client).await, before);
 
         // One changed, one gone, and the rest is left alone.
-        batch.insert(key("api"), vec![report("http", Critical, "503")]);
+        batch.insert(key("api"), checks_only(vec![report("http", Critical, "503")]));
         let pushed = registry.set_checks(&batch).await.unwrap();
         assert_eq!(pushed.written, ["enmesh:api:http"]);
         assert_eq!(pushed.removed, ["enmesh:api:disk"]);
@@ -102,6 +106,24 @@ fn only_what_changed_is_written_and_all_of_it_at_once() {
         assert_eq!(registry.observe(&entry(service("api", 8080))).await.unwrap(), Vec::<String>::new());
         assert_eq!(checks(&client).await.0["enmesh:api:http"], "critical");
 
+        // With whether the sidecar lives, in one write: others ask for the sidecar's health, so its check
+        // is as bad as the worst of the app's.
+        let mut vitals = batch[&key("api")].clone();
+        vitals.live = Some(Health::Passing);
+        let whole = BTreeMap::from([(key("api"), vitals)]);
+        let pushed = registry.set_checks(&whole).await.unwrap();
+        assert_eq!(pushed.written, ["enmesh:api", "enmesh:api-sidecar-proxy"]);
+        let (now, _) = checks(&client).await;
+        assert_eq!(
+            (now["enmesh:api"].as_str(), now["enmesh:api-sidecar-proxy"].as_str()),
+            ("passing", "critical")
+        );
+        // What the catalog was told is found there by who starts anew.
+        let known = registry.known_checks(&[key("api"), key("web")].into()).await.unwrap();
+        let id = |id: &str| (id.parse::<ServiceId>().unwrap(), "http".to_owned());
+        assert_eq!(known.keys().cloned().collect::<Vec<_>>(), [id("api"), id("web")]);
+        assert_eq!(known[&id("api")], (Critical, "503".to_owned()));
+
         // Live, and at the end all of it critical in one write.
         let keys = [key("api"), key("web"), key("nobody")];
         registry.set_health_of_all(&keys, &Health::Passing).await.unwrap();
@@ -114,6 +136,11 @@ fn only_what_changed_is_written_and_all_of_it_at_once() {
         // Checks go with their service.
         registry.deregister(&key("web")).await.unwrap();
         assert!(!checks(&client).await.0.contains_key("enmesh:web:http"));
+        // The node goes with its last service; one that still has any stays.
+        assert!(!registry.remove_empty_node().await.unwrap());
+        registry.deregister(&key("api")).await.unwrap();
+        assert!(registry.remove_empty_node().await.unwrap());
+        assert_eq!(client.get(&Query::new("/v1/catalog/node/vm-1")).await.unwrap().body, Value::Null);
     });
 }
 
@@ -131,9 +158,9 @@ fn an_app_that_goes_is_out_of_the_catalogs_answers() {
         let (checker, faults) = Checker::start(&BTreeMap::from([(id.clone(), vec![check])]), None);
         assert_eq!(faults, []);
         let push = async || {
-            let mut batch: BTreeMap<Key, Vec<CheckReport>> = BTreeMap::new();
+            let mut batch: BTreeMap<Key, Vitals> = BTreeMap::new();
             for ((service, check), state) in checker.states() {
-                batch.entry(Key::new(service)).or_default().push(CheckReport {
+                batch.entry(Key::new(service)).or_default().checks.push(CheckReport {
                     id: check,
                     name: state.name,
                     status: state.status,

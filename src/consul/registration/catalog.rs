@@ -120,6 +120,27 @@ impl CatalogRegistry {
         Ok(!seen.services.is_empty())
     }
 
+    /// Takes the node out when it is enmesh's and has nothing left. Returns whether it went; who may
+    /// not write nodes leaves it, empty as it is.
+    ///
+    /// # Errors
+    /// See [`ConsulError`].
+    pub async fn remove_empty_node(&self) -> Result<bool, Fault> {
+        let path = format!("/v1/catalog/node-services/{}", segment(&self.node.name));
+        let body = self.client.get(&Query::new(path)).await.map_err(Fault::from)?.body;
+        let ours = body.pointer("/Node/Meta/synthetic-node").and_then(Value::as_str) == Some("true");
+        let empty = body.get("Services").and_then(Value::as_array).is_none_or(Vec::is_empty);
+        if !ours || !empty {
+            return Ok(false);
+        }
+        let body = json!({ "Node": self.node.name });
+        match self.client.put(&Query::new("/v1/catalog/deregister"), Some(&body)).await {
+            Ok(_) => Ok(true),
+            Err(ConsulError::Denied { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     async fn tell(&self, key: &Key, health: &Health) -> Result<(), ConsulError> {
         let seen = Seen::ask(&self.client, &self.node, key).await?;
         if seen.services.is_empty() {
@@ -247,7 +268,7 @@ fn is_proxy(service: &Value) -> bool {
 }
 
 /// The id of the one check that enmesh keeps for a service.
-fn check_id(service: &str) -> String {
+pub(super) fn check_id(service: &str) -> String {
     format!("enmesh:{service}")
 }
 
@@ -256,6 +277,11 @@ pub(super) fn check(service: &str, health: &Health, key: &Key) -> Value {
         Health::Passing => ("passing", ""),
         Health::Critical(why) => ("critical", why.as_str()),
     };
+    check_of(service, status, output, key)
+}
+
+/// The check that enmesh keeps for a service, with what it says.
+pub(super) fn check_of(service: &str, status: &str, output: &str, key: &Key) -> Value {
     let mut check = json!({
         "CheckID": check_id(service), "Name": "enmesh", "ServiceID": service, "Status": status, "Output": output,
     });

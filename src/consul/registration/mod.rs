@@ -11,11 +11,12 @@ mod gate;
 mod presence;
 mod recorded;
 mod registry;
+mod report;
 mod validate;
 
 pub use agent::AgentRegistry;
 pub use catalog::{CatalogRegistry, Node};
-pub use checks::{CheckReport, Pushed};
+pub use checks::{CheckReport, KnownChecks, Pushed, Vitals};
 pub use departure::Departure;
 pub use file::FileRegistry;
 pub use gate::{Feature, Gate};
@@ -23,3 +24,4 @@ pub use presence::{Contact, Presence, Topic};
 pub use recorded::{Call, Recorded};
 pub(super) use registry::digest;
 pub use registry::{Entry, Health, Key, Outcome, Registry};
+pub use report::{AgentCheck, AgentChecks};
