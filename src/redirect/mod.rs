@@ -9,6 +9,7 @@
 //! works here; [`Recorded`] stands in for them in the tests of other rooms. [`render_text`] and
 //! [`render_iptables`] show the rules without touching anything, [`foreign()`] finds the redirectors of others.
 
+mod by_hand;
 mod error;
 mod explain;
 mod foreign;
@@ -22,6 +23,7 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
+pub use by_hand::{Flags, HandError, Names, Request, in_force, is_by_hand, ports_of};
 pub use error::RedirectError;
 pub use explain::{Decision, Flow, Origin, Transport, Verdict, concerned, explain};
 pub use foreign::{Foreign, foreign};
