@@ -12,6 +12,7 @@ mod engine;
 mod error;
 pub mod explain;
 pub mod facts;
+pub mod handover;
 mod leave;
 mod lock;
 mod membership;

@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use super::engine::Engine;
 use super::sidecar::{Phase, SidecarStatus};
 use crate::base::Fault;
-use crate::config::value::ServiceId;
+use crate::config::value::{Port, PortRange, ServiceId};
 use crate::netns;
-use crate::plan::Plan;
-use crate::redirect::{Desired, Drift};
+use crate::plan::{InboundPorts, Plan, RedirectPolicy};
+use crate::redirect::{self, Desired, Drift};
 
 impl Engine {
     pub(super) fn live(&self) -> BTreeSet<ServiceId> {
@@ -20,6 +20,11 @@ impl Engine {
     /// Route and rules as the plan and the sidecars' liveness want them.
     pub(super) async fn apply_rules(&mut self, plan: &Plan) -> Result<(), Fault> {
         if plan.redirect.is_empty() {
+            // Rules that a script has set stay that script's.
+            let by_hand = |(_, mark): &(&str, _)| redirect::is_by_hand(mark);
+            if self.rules.is_none() && redirect::in_force()?.iter().any(by_hand) {
+                return Ok(());
+            }
             return self.remove_rules().await;
         }
         for net in netns::our_virtual_routes().await? {
@@ -30,7 +35,7 @@ impl Engine {
         if let Some(net) = plan.virtual_net {
             netns::ensure_virtual_route(net).await?;
         }
-        let desired = Desired { policy: plan.redirect.clone(), live: self.live() };
+        let desired = Desired { policy: self.beside(plan.redirect.clone()), live: self.live() };
         let unchanged = self.rules.as_ref() == Some(&desired)
             && self.adapters.firewall.observe(&desired).is_ok_and(|seen| seen.differences.is_empty());
         if !unchanged {
@@ -38,6 +43,18 @@ impl Engine {
             self.rules = Some(desired);
         }
         Ok(())
+    }
+
+    /// `policy`, with inbound connections to the ports left alone that another redirector sends them to for as long
+    /// as it stands: it comes first, and its sidecar is in the mesh as well.
+    fn beside(&self, mut policy: RedirectPolicy) -> RedirectPolicy {
+        let ports = self.beside.iter().flatten().filter_map(|port| Port::new(*port));
+        let ports: Vec<PortRange> = ports.map(PortRange::single).collect();
+        for capture in policy.inbound.values_mut().filter(|capture| capture.ports == InboundPorts::All) {
+            capture.bypass_ports.extend(&ports);
+            capture.bypass_ports.sort_unstable();
+        }
+        policy
     }
 
     /// Starts listening for changes of the rules by others; `None` where the driver hears of none.

@@ -27,15 +27,15 @@ pub use mesh::{
     Protocol, RequestRule, SpiffeId, XdsToken,
 };
 pub use policy::{
-    Bypasses, DnsCapture, DnsServer, InboundCapture, InboundPorts, OutboundCapture, RESOLVER_LAPSE, RESOLVER_MARK,
-    RedirectPolicy, Who,
+    Bypasses, DnsCapture, DnsServer, InboundCapture, InboundPorts, OutboundCapture, RESOLVER_LAPSE,
+    RESOLVER_MARK, RedirectPolicy, Who,
 };
 pub use problem::PlanError;
 pub use registration::registration;
-pub use told::RegisteredPorts;
 pub use service::{
     AccessLog, Ads, AdsServer, ExplicitUpstream, LogFormat, LogTarget, ServicePlan, SidecarPlan, Xds,
 };
+pub use told::RegisteredPorts;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -58,8 +58,7 @@ impl Told {
     /// Of a registration alone, whatever files say.
     fn of_registration(merged: &Value) -> Self {
         let port_at = |path: &str| merged.pointer(path).and_then(port);
-        let config =
-            merged.pointer("/Proxy/Config").and_then(Value::as_object).cloned().unwrap_or_default();
+        let config = merged.pointer("/Proxy/Config").and_then(Value::as_object).cloned().unwrap_or_default();
         let paths = merged.pointer("/Proxy/Expose/Paths").and_then(Value::as_array).into_iter().flatten();
         Told {
             bind_port: config.get("bind_port").and_then(port),

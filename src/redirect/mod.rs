@@ -17,6 +17,7 @@ mod iptables;
 mod nftables;
 mod recorded;
 mod ruleset;
+pub mod takeover;
 mod watch;
 
 use std::collections::BTreeSet;
@@ -76,6 +77,11 @@ pub fn best() -> Box<dyn Firewall> {
         }
         _ => Box::new(Nftables::new()),
     }
+}
+
+/// Whether nftables does not work here and iptables does.
+pub fn best_is_iptables() -> bool {
+    nftables::works().is_err() && !iptables::Tool::installed().is_empty()
 }
 
 /// What the rules shall be: the policy, and which sidecars are live right now.

@@ -303,7 +303,8 @@ fn nothing() -> RedirectPolicy {
 }
 
 fn value<T: FromStr<Err: ToString>>(flag: &'static str, text: &str) -> Result<T, HandError> {
-    text.parse().map_err(|error: T::Err| HandError::Value { flag, why: format!("{text:?}: {}", error.to_string()) })
+    text.parse()
+        .map_err(|error: T::Err| HandError::Value { flag, why: format!("{text:?}: {}", error.to_string()) })
 }
 
 fn user(flag: &'static str, text: &str, names: &Names<'_>) -> Result<u32, HandError> {

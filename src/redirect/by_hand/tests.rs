@@ -10,11 +10,7 @@ fn names() -> Names<'static> {
 }
 
 fn flags() -> Flags {
-    Flags {
-        proxy_uid: Some("envoy".to_owned()),
-        inbound_port: Some("20000".to_owned()),
-        ..Flags::default()
-    }
+    Flags { proxy_uid: Some("envoy".to_owned()), inbound_port: Some("20000".to_owned()), ..Flags::default() }
 }
 
 fn code(flags: &Flags) -> &'static str {
@@ -34,7 +30,10 @@ fn which_flags_are_needed_and_which_exclude_each_other() {
     let id = || Some("web-sidecar-proxy".to_owned());
     assert_eq!(code(&Flags { proxy_id: id(), ..flags() }), "ENM-R031");
     let other = Some("15002".to_owned());
-    assert_eq!(code(&Flags { proxy_id: id(), inbound_port: None, outbound_port: other, ..flags() }), "ENM-R031");
+    assert_eq!(
+        code(&Flags { proxy_id: id(), inbound_port: None, outbound_port: other, ..flags() }),
+        "ENM-R031"
+    );
     // The default, said aloud, is no contradiction; as in Consul.
     let same = Some("15001".to_owned());
     assert_eq!(code(&Flags { proxy_id: id(), inbound_port: None, outbound_port: same, ..flags() }), "fine");
@@ -66,7 +65,20 @@ fn names_numbers_and_ranges() {
 
 #[test]
 fn what_is_none_is_an_error_with_a_code() {
-    for bad in ["", "0", "70000", "22;id", "22,80", "9110-9100", "'22'", "\"22\"", "$(id)", "2\n2", "2\02", "no-such"] {
+    for bad in [
+        "",
+        "0",
+        "70000",
+        "22;id",
+        "22,80",
+        "9110-9100",
+        "'22'",
+        "\"22\"",
+        "$(id)",
+        "2\n2",
+        "2\02",
+        "no-such",
+    ] {
         let port = Flags { exclude_inbound_ports: texts(&[bad]), ..flags() };
         let expected = if bad == "no-such" { "ENM-R034" } else { "ENM-R032" };
         assert_eq!(code(&port), expected, "{bad:?}");
@@ -77,9 +89,13 @@ fn what_is_none_is_an_error_with_a_code() {
         let cidr = Flags { exclude_outbound_cidrs: texts(&[bad]), ..flags() };
         assert_eq!(code(&cidr), "ENM-R032", "{bad:?}");
     }
-    for (bad, expected) in
-        [("nobody-here", "ENM-R033"), ("4294967295", "ENM-R032"), ("a b", "ENM-R032"), ("$(id)", "ENM-R032"), ("-1", "ENM-R032")]
-    {
+    for (bad, expected) in [
+        ("nobody-here", "ENM-R033"),
+        ("4294967295", "ENM-R032"),
+        ("a b", "ENM-R032"),
+        ("$(id)", "ENM-R032"),
+        ("-1", "ENM-R032"),
+    ] {
         assert_eq!(code(&Flags { exclude_uids: texts(&[bad]), ..flags() }), expected, "{bad:?}");
         assert_eq!(code(&Flags { proxy_uid: Some(bad.to_owned()), ..flags() }), expected, "{bad:?}");
     }
@@ -133,7 +149,8 @@ fn a_registration_brings_the_ports() {
 
 #[test]
 fn the_mark_tells_the_ports_and_changes_with_the_flags() {
-    let mark = |flags: &Flags| flags.parse(&names()).unwrap().desired(&BTreeSet::new()).unwrap().policy.generation;
+    let mark =
+        |flags: &Flags| flags.parse(&names()).unwrap().desired(&BTreeSet::new()).unwrap().policy.generation;
     let one = mark(&flags());
     assert_eq!(ports_of(&one), Some((15001, 20000)));
     assert_eq!(one, mark(&flags()));
