@@ -88,8 +88,8 @@ pub struct Engine {
     pub(super) sidecars: BTreeMap<ServiceId, SidecarStatus>,
     /// The rules as they were set last.
     pub(super) rules: Option<Desired>,
-    /// While taking over from another redirector: the ports that it redirects to.
-    pub(super) beside: Option<BTreeSet<u16>>,
+    /// Whether another redirector is in force as well, from which this one takes over.
+    pub(super) beside_others: bool,
     /// What the plan in force was made from.
     made_from: Option<(Config, HostFacts)>,
     /// The host file as it counted last.
@@ -120,7 +120,7 @@ impl Engine {
             plan: None,
             sidecars: BTreeMap::new(),
             rules: None,
-            beside: None,
+            beside_others: false,
             made_from: None,
             host: config.host,
         };
@@ -268,7 +268,7 @@ impl Engine {
     /// more end; the generation is recorded.
     pub async fn converge(&mut self, intent: Intent) -> Outcome {
         let Intent { config, plan, view, .. } = intent;
-        let mut faults = match preflight::check(&plan, self.beside.is_some()) {
+        let mut faults = match preflight::check(&plan, self.beside_others) {
             Ok(reasons) if reasons.is_empty() => Vec::new(),
             Ok(reasons) => return Outcome { faults: reasons },
             Err(fault) => return Outcome { faults: vec![fault] },

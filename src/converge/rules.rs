@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 
 use super::engine::Engine;
+use super::handover::beside_theirs;
 use super::sidecar::{Phase, SidecarStatus};
 use crate::base::Fault;
-use crate::config::value::{Port, PortRange, ServiceId};
+use crate::config::value::ServiceId;
 use crate::netns;
-use crate::plan::{InboundPorts, Plan, RedirectPolicy};
+use crate::plan::Plan;
 use crate::redirect::{self, Desired, Drift};
 
 impl Engine {
@@ -35,7 +36,11 @@ impl Engine {
         if let Some(net) = plan.virtual_net {
             netns::ensure_virtual_route(net).await?;
         }
-        let desired = Desired { policy: self.beside(plan.redirect.clone()), live: self.live() };
+        let mut policy = plan.redirect.clone();
+        if self.beside_others {
+            policy = beside_theirs(policy);
+        }
+        let desired = Desired { policy, live: self.live() };
         let unchanged = self.rules.as_ref() == Some(&desired)
             && self.adapters.firewall.observe(&desired).is_ok_and(|seen| seen.differences.is_empty());
         if !unchanged {
@@ -43,18 +48,6 @@ impl Engine {
             self.rules = Some(desired);
         }
         Ok(())
-    }
-
-    /// `policy`, with inbound connections to the ports left alone that another redirector sends them to for as long
-    /// as it stands: it comes first, and its sidecar is in the mesh as well.
-    fn beside(&self, mut policy: RedirectPolicy) -> RedirectPolicy {
-        let ports = self.beside.iter().flatten().filter_map(|port| Port::new(*port));
-        let ports: Vec<PortRange> = ports.map(PortRange::single).collect();
-        for capture in policy.inbound.values_mut().filter(|capture| capture.ports == InboundPorts::All) {
-            capture.bypass_ports.extend(&ports);
-            capture.bypass_ports.sort_unstable();
-        }
-        policy
     }
 
     /// Starts listening for changes of the rules by others; `None` where the driver hears of none.

@@ -13,7 +13,7 @@ use super::super::adapters;
 use super::super::error::ConvergeError;
 use super::super::facts;
 use super::super::state::State;
-use super::{HandoverError, ports_of, remove_theirs};
+use super::{HandoverError, beside_theirs, remove_theirs};
 use crate::base::{Fault, Root};
 use crate::config::{self, Config, Driver};
 use crate::consul::xds::merged_proxy;
@@ -76,7 +76,7 @@ impl Hand {
     /// # Errors
     /// Flags, or Consul.
     pub async fn show(&self, root: &Root, env: &dyn Fn(&str) -> Option<String>) -> Result<Done, Fault> {
-        let desired = wanted(&self.request(root, env).await?, &BTreeSet::new())?;
+        let desired = wanted(&self.request(root, env).await?)?;
         let rules = match self.driver {
             Driver::Iptables => {
                 let [v4, v6] = redirect::render_iptables(&desired.policy, &desired.live);
@@ -157,8 +157,8 @@ async fn registered(
     Ok(ports)
 }
 
-fn wanted(request: &Request, besides: &BTreeSet<u16>) -> Result<Desired, Fault> {
-    let desired = request.desired(besides);
+fn wanted(request: &Request) -> Result<Desired, Fault> {
+    let desired = request.desired();
     desired.ok_or_else(|| HandError::Missing { what: "-proxy-id or -proxy-inbound-port" }.into())
 }
 
@@ -173,23 +173,26 @@ async fn set(
         true => takeover::leftovers()?,
         false => refuse_others().map(|()| Vec::new())?,
     };
-    let besides = ports_of(&theirs);
     let firewall = adapters::firewall(driver);
-    let desired = wanted(&request, &BTreeSet::new())?;
+    let desired = wanted(&request)?;
     let mut new_route = None;
     if let Some(net) = desired.policy.virtual_route
         && netns::ensure_virtual_route(net).await?
     {
         new_route = Some(net);
     }
-    if let Err(fault) = firewall.apply(&wanted(&request, &besides)?) {
+    let mut first = desired.clone();
+    if !theirs.is_empty() {
+        first.policy = beside_theirs(first.policy);
+    }
+    if let Err(fault) = firewall.apply(&first) {
         if let Some(net) = new_route {
             netns::remove_virtual_route(net).await?;
         }
         return Err(fault);
     }
-    let replaced = remove_theirs(&theirs)?;
-    if !besides.is_empty() {
+    let replaced = remove_theirs(&theirs).await?;
+    if first != desired {
         firewall.apply(&desired)?;
     }
     Ok(Done {

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::super::engine::{Engine, Intent};
 use super::scripts::{self, Fate, Script};
-use super::{HandoverError, ports_of, remove_theirs};
+use super::{HandoverError, remove_theirs};
 use crate::base::{Fault, Root};
 use crate::redirect::takeover::{self, Leftover};
 
@@ -69,19 +69,19 @@ impl Engine {
             return done;
         }
         let plan = intent.plan.clone();
-        self.beside = Some(ports_of(&found.rules));
+        self.beside_others = true;
         done.faults = self.converge(intent).await.faults;
         let live = self.live();
         if !done.faults.is_empty() || !plan.services.keys().all(|id| live.contains(id)) {
             done.faults.push(HandoverError::NotReady.into());
             return done;
         }
-        match remove_theirs(&found.rules) {
+        match remove_theirs(&found.rules).await {
             Ok(removed) => done.removed = removed,
             Err(fault) => done.faults.push(fault),
         }
         if done.faults.is_empty() {
-            self.beside = None;
+            self.beside_others = false;
             done.faults.extend(self.apply_rules(&plan).await.err());
         }
         done

@@ -205,11 +205,11 @@ impl Request {
         (self.outbound.unwrap_or(OUTBOUND), self.inbound)
     }
 
-    /// The rules that it takes. Inbound connections to the ports in `besides` are left alone as well.
-    pub fn desired(&self, besides: &BTreeSet<u16>) -> Option<Desired> {
+    /// The rules that it takes; nothing where the sidecar's port is not known.
+    pub fn desired(&self) -> Option<Desired> {
         let id: ServiceId = ID.parse().ok()?;
         let (outbound, inbound) = (self.outbound.unwrap_or(OUTBOUND), self.inbound?);
-        let own = besides.iter().chain(&[SSH]).filter_map(|port| Port::new(*port)).map(PortRange::single);
+        let own = Port::new(SSH).map(PortRange::single);
         let mut bypass_ports: Vec<PortRange> = self.in_bypass.iter().copied().chain(own).collect();
         bypass_ports.sort_unstable();
         bypass_ports.dedup();

@@ -49,7 +49,7 @@ fn names_numbers_and_ranges() {
         exclude_uids: texts(&["consul", "0", "1001"]),
         ..flags()
     };
-    let desired = flags.parse(&names()).unwrap().desired(&BTreeSet::new()).unwrap();
+    let desired = flags.parse(&names()).unwrap().desired().unwrap();
     let policy = desired.policy;
     assert_eq!(policy.bypass_uids, [0, 102, 1001, 5995].into());
     assert_eq!(policy.proxy_uids, [5995].into());
@@ -133,24 +133,23 @@ fn dns_in_both_of_its_modes() {
 fn a_registration_brings_the_ports() {
     let id = Some("web-sidecar-proxy".to_owned());
     let mut request = Flags { proxy_id: id, inbound_port: None, ..flags() }.parse(&names()).unwrap();
-    assert!(request.desired(&BTreeSet::new()).is_none());
+    assert!(request.desired().is_none());
     let registration = serde_json::json!({"Port": 21000, "Proxy": {
         "Config": {"bind_port": 21500, "envoy_prometheus_bind_addr": "0.0.0.0:9102", "envoy_stats_bind_addr": "127.0.0.1:9103"},
         "TransparentProxy": {"OutboundListenerPort": 15007},
         "Expose": {"Paths": [{"ListenerPort": 21501}]},
     }});
     request.take(&RegisteredPorts::of(&registration));
-    let desired = request.desired(&[20000].into()).unwrap();
+    let desired = request.desired().unwrap();
     let inn = desired.policy.inbound.values().next().unwrap();
     let open: Vec<String> = inn.bypass_ports.iter().map(ToString::to_string).collect();
-    assert_eq!(open, ["22", "9102", "9103", "20000", "21501"]);
+    assert_eq!(open, ["22", "9102", "9103", "21501"]);
     assert_eq!((inn.to, desired.policy.outbound.values().next().unwrap().port), (21500, 15007));
 }
 
 #[test]
 fn the_mark_tells_the_ports_and_changes_with_the_flags() {
-    let mark =
-        |flags: &Flags| flags.parse(&names()).unwrap().desired(&BTreeSet::new()).unwrap().policy.generation;
+    let mark = |flags: &Flags| flags.parse(&names()).unwrap().desired().unwrap().policy.generation;
     let one = mark(&flags());
     assert_eq!(ports_of(&one), Some((15001, 20000)));
     assert_eq!(one, mark(&flags()));

@@ -9,8 +9,6 @@ mod saved;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
-
 use serde::Serialize;
 
 use super::RedirectError;
@@ -29,8 +27,6 @@ pub struct Leftover {
     pub chains: Vec<String>,
     /// Rules of the table's other chains that lead to those, as they are listed.
     pub jumps: Vec<String>,
-    /// The ports that they redirect to.
-    pub ports: BTreeSet<u16>,
     /// Whether the whole table is theirs.
     pub whole: bool,
     #[serde(skip)]
@@ -55,17 +51,7 @@ pub fn leftovers() -> Result<Vec<Leftover>, Fault> {
     let mut found = Vec::new();
     let tools = Tool::installed();
     match super::nftables::nft(&["-j", "-a", "list", "ruleset"], b"") {
-        Ok(answer) => {
-            found.extend(nft::leftovers(&answer)?);
-            // Targets of iptables are a riddle to nft, so iptables says which ports they have.
-            if found.iter().any(|leftover| leftover.table.starts_with("ip")) {
-                let saved = of_flavour(&tools, Flavour::Nft).unwrap_or_default();
-                for leftover in &mut found {
-                    let same = saved.iter().filter(|other| other.chains == leftover.chains);
-                    leftover.ports.extend(same.flat_map(|other| &other.ports));
-                }
-            }
-        }
+        Ok(answer) => found.extend(nft::leftovers(&answer)?),
         Err(RedirectError::NoNft | RedirectError::NoJson | RedirectError::KernelLacks { .. })
             if !tools.is_empty() =>
         {

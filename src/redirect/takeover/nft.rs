@@ -70,13 +70,11 @@ fn of_table((family, name): (&str, &str), table: &Table<'_>) -> Option<Leftover>
         let delete = theirs.iter().map(|one| json!({"delete": {"chain": chain(one)}}));
         jumps.iter().map(jump).chain(empty).chain(delete).collect()
     };
-    let inner = table.rules.iter().filter(|rule| theirs.contains(text(rule, "chain")));
     Some(Leftover {
         owner,
         table: format!("{family} {name}"),
         chains: theirs.iter().map(|&chain| chain.to_owned()).collect(),
         jumps: jumps.iter().map(|rule| shown(rule)).collect(),
-        ports: inner.flat_map(|rule| ports(rule)).collect(),
         whole,
         removal: Removal::Nft(json!({"nftables": commands}).to_string()),
     })
@@ -90,12 +88,6 @@ fn targets(rule: &Json) -> Vec<&str> {
     statements(rule)
         .filter_map(|one| one.get("jump").or_else(|| one.get("goto"))?.get("target")?.as_str())
         .collect()
-}
-
-/// The ports of `redirect to`.
-fn ports(rule: &Json) -> Vec<u16> {
-    let port = |one: &Json| u16::try_from(one.get("redirect")?.get("port")?.as_u64()?).ok();
-    statements(rule).filter_map(port).collect()
 }
 
 fn shown(rule: &Json) -> String {

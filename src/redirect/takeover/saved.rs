@@ -52,13 +52,11 @@ fn of_table(table: &Table<'_>, program: &str, flavour: Flavour, family: Family) 
         let _ = writeln!(document, "-X {chain}");
     }
     document.push_str("COMMIT\n");
-    let inner = table.rules.iter().filter(|(chain, _)| theirs.contains(chain));
     Some(Leftover {
         owner,
         table: format!("{} of {program}", table.name),
         chains: theirs.iter().map(|&chain| chain.to_owned()).collect(),
         jumps: jumps.iter().map(|(chain, rule)| format!("-A {chain} {rule}")).collect(),
-        ports: inner.filter_map(|(_, rule)| to_port(rule)).collect(),
         whole: false,
         removal: Removal::Iptables(flavour, family, document),
     })
@@ -71,8 +69,4 @@ fn target(rule: &str) -> Option<&str> {
     let at =
         at.map(|at| at + 1).or_else(|| (rule.starts_with("-j ") || rule.starts_with("-g ")).then_some(0))?;
     rule.get(at + 3..)?.split(' ').next()
-}
-
-fn to_port(rule: &str) -> Option<u16> {
-    rule.split_once("-j REDIRECT --to-ports ")?.1.split(' ').next()?.parse().ok()
 }

@@ -1,7 +1,6 @@
 //! `enmesh redirect-traffic`: the policy of its flags in the traffic matrix, and the program itself, with the command
 //! lines that scripts in the field have.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -31,7 +30,7 @@ fn desired(change: impl FnOnce(&mut Flags)) -> Desired {
     };
     change(&mut flags);
     let names = Names { users: [].into(), ports: [].into(), answers: &|at| at.port() == 8600 };
-    flags.parse(&names).unwrap().desired(&BTreeSet::new()).unwrap()
+    flags.parse(&names).unwrap().desired().unwrap()
 }
 
 fn as_the_flags_say(driver: Driver) {
