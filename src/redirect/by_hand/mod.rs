@@ -328,10 +328,11 @@ fn ports(flag: &'static str, texts: &[String], names: &Names<'_>) -> Result<Vec<
     Ok(ranges)
 }
 
-/// Ids go into paths and filters of Consul's API, which quote them; a control character is a mistake.
+/// Ids go into paths and filters of Consul's API, and its filters have no way to write every character.
 fn name(flag: &'static str, text: &str) -> Result<(), HandError> {
-    if text.chars().any(char::is_control) {
-        return Err(HandError::Value { flag, why: format!("{text:?} has a control character in it") });
+    if text.chars().any(|c| c.is_control() || matches!(c, '"' | '`' | '\\')) {
+        let why = format!("{text:?} has a quote, a backslash or a control character in it");
+        return Err(HandError::Value { flag, why });
     }
     Ok(())
 }
