@@ -6,8 +6,10 @@ mod check;
 mod demo;
 mod down;
 mod explain;
+mod migrate;
 mod output;
 mod plan;
+mod redirect_traffic;
 mod render;
 mod report;
 mod run;
@@ -75,6 +77,10 @@ enum Verb {
     Down(down::Down),
     /// Show services, sidecars, rules and the last errors
     Status(status::Status),
+    /// Redirect traffic to an Envoy that somebody else runs, by the flags of Consul's own command
+    RedirectTraffic(Box<redirect_traffic::RedirectTraffic>),
+    /// Take over from the scripts and redirectors that have set the rules so far
+    Migrate(migrate::Migrate),
     /// Validate configuration, offline
     Check(check::Check),
     /// Wait until a service's sidecar is live, as in ExecStartPre=
@@ -92,7 +98,7 @@ enum Verb {
 
 /// Parses the command line, does what it says, and returns the exit status.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse_from(redirect_traffic::two_dashes(std::env::args_os())) {
         Ok(cli) => cli,
         Err(error) => {
             // Nothing can be done about a closed terminal.
@@ -123,6 +129,8 @@ fn dispatch(cli: Cli) -> Result<Answer, Fault> {
         Verb::Explain(verb) => local(verb.run(&global)),
         Verb::Down(verb) => local(verb.run(&global)),
         Verb::Status(verb) => local(verb.run(&global)),
+        Verb::RedirectTraffic(verb) => local(verb.run(&global)),
+        Verb::Migrate(verb) => local(verb.run(&global)),
         Verb::Check(verb) => verb.run(&global),
         Verb::Wait(verb) => local(verb.run(&global)),
         Verb::Report(verb) => local(verb.run(&global)),

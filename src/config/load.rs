@@ -14,7 +14,7 @@ use super::parse::{self, Broken, Format};
 use super::rules;
 use super::source;
 use super::value::{Scope, ServiceId};
-use super::{Config, HostConfig, Mode, ServiceConfig};
+use super::{Config, ConsulConfig, HostConfig, Mode, ServiceConfig};
 use crate::base::{Fault, Place, Root};
 
 /// Where the host file, its drop-ins and the service files are.
@@ -46,6 +46,14 @@ pub fn load_beside(
     loader.config.warnings.extend(warnings);
     loader.loaded.sort_by_key(|loaded| !in_force(&loaded.service.id(), &loaded.service.source));
     loader.finish()
+}
+
+/// How to reach Consul as its own tools find it: from the `CONSUL_*` variables alone, which `env` answers
+/// for. Returns what is wrong with them, too.
+pub fn consul_from_environment(env: &dyn Fn(&str) -> Option<String>) -> (ConsulConfig, Vec<Fault>) {
+    let mut consul = ConsulConfig::default();
+    let (errors, _) = consul_rules::fill_from_environment(&mut consul, env);
+    (consul, errors)
 }
 
 /// The files and folders whose change may change what [`load`] returns. They need not exist.

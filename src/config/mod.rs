@@ -27,7 +27,7 @@ pub use host::{
     ConsulConfig, ControlPlane, DnsConfig, Driver, EnvoyConfig, HostConfig, LoginConfig, PortsConfig,
     Profile, RegistrationMode, StaticConfig,
 };
-pub use load::{load, load_beside, load_path, watched_paths};
+pub use load::{consul_from_environment, load, load_beside, load_path, watched_paths};
 pub use schema::{schema_host, schema_service};
 pub use service::{
     Bypass, Capture, DnsMode, Inbound, Ipv6Policy, Legacy, LegacyForm, Locality, Mode, OnProxyFailure,

@@ -56,7 +56,7 @@ impl Adapters {
 }
 
 /// The driver. `auto` means nftables where it works, else iptables.
-fn firewall(driver: Driver) -> Box<dyn Firewall> {
+pub(super) fn firewall(driver: Driver) -> Box<dyn Firewall> {
     match driver {
         Driver::Nftables => Box::new(Nftables::new()),
         Driver::Iptables => Box::new(Iptables::new()),

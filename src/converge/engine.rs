@@ -94,6 +94,8 @@ pub struct Engine {
     pub(super) checks: Checks,
     /// The rules as they were set last.
     pub(super) rules: Option<Desired>,
+    /// Whether another redirector is in force as well, from which this one takes over.
+    pub(super) beside_others: bool,
     /// What the plan in force was made from.
     made_from: Option<(Config, HostFacts)>,
     /// The host file as it counted last.
@@ -125,6 +127,7 @@ impl Engine {
             sidecars: BTreeMap::new(),
             checks: Checks::default(),
             rules: None,
+            beside_others: false,
             made_from: None,
             host: config.host,
         };
@@ -280,7 +283,7 @@ impl Engine {
     /// more end; the generation is recorded.
     pub async fn converge(&mut self, intent: Intent) -> Outcome {
         let Intent { config, plan, view, .. } = intent;
-        let mut faults = match preflight::check(&plan) {
+        let mut faults = match preflight::check(&plan, self.beside_others) {
             Ok(reasons) if reasons.is_empty() => Vec::new(),
             Ok(reasons) => return Outcome { faults: reasons },
             Err(fault) => return Outcome { faults: vec![fault] },

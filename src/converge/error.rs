@@ -209,7 +209,7 @@ impl Explain for ConvergeError {
                 format!("check that the folder of {} exists and can be written", socket.display())
             }
             ConvergeError::ForeignRedirector { removal, .. } => {
-                format!("two redirectors take each other's traffic; remove the other one: {removal}")
+                format!("two redirectors take each other's traffic; `enmesh migrate` takes over from it; or remove it by hand: {removal}")
             }
             ConvergeError::Capabilities { .. } => {
                 "run it as root, or give the container these capabilities; `enmesh check`, `render` and `status` need none".to_owned()

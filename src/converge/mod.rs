@@ -13,6 +13,7 @@ mod entries;
 mod error;
 pub mod explain;
 pub mod facts;
+pub mod handover;
 mod health;
 mod leave;
 mod lock;

@@ -37,15 +37,16 @@ pub(super) fn watches(plan: &Plan) -> Option<ConvergeError> {
     (needed > limit).then_some(ConvergeError::Watches { sidecars: plan.services.len(), needed, limit })
 }
 
-/// Every reason not to converge on `plan`.
+/// Every reason not to converge on `plan`; another redirector is none where it is `tolerated`.
 ///
 /// # Errors
 /// The kernel's rules cannot be read.
-pub(super) fn check(plan: &Plan) -> Result<Vec<Fault>, Fault> {
+pub(super) fn check(plan: &Plan, tolerated: bool) -> Result<Vec<Fault>, Fault> {
     if plan.redirect.is_empty() {
         return Ok(Vec::new());
     }
-    let foreign = redirect::foreign()?.into_iter().map(|foreign| {
+    let foreign = if tolerated { Vec::new() } else { redirect::foreign()? };
+    let foreign = foreign.into_iter().map(|foreign| {
         let redirect::Foreign { owner, place, removal } = foreign;
         ConvergeError::ForeignRedirector { owner, place, removal }
     });

@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 
 use super::engine::Engine;
+use super::handover::beside_theirs;
 use super::sidecar::{Phase, SidecarStatus};
 use crate::base::Fault;
 use crate::config::value::ServiceId;
 use crate::netns;
 use crate::plan::Plan;
-use crate::redirect::{Desired, Drift};
+use crate::redirect::{self, Desired, Drift};
 
 impl Engine {
     pub(super) fn live(&self) -> BTreeSet<ServiceId> {
@@ -20,6 +21,11 @@ impl Engine {
     /// Route and rules as the plan and the sidecars' liveness want them.
     pub(super) async fn apply_rules(&mut self, plan: &Plan) -> Result<(), Fault> {
         if plan.redirect.is_empty() {
+            // Rules that a script has set stay that script's.
+            let by_hand = |(_, mark): &(&str, _)| redirect::is_by_hand(mark);
+            if self.rules.is_none() && redirect::in_force()?.iter().any(by_hand) {
+                return Ok(());
+            }
             return self.remove_rules().await;
         }
         for net in netns::our_virtual_routes().await? {
@@ -30,7 +36,11 @@ impl Engine {
         if let Some(net) = plan.virtual_net {
             netns::ensure_virtual_route(net).await?;
         }
-        let desired = Desired { policy: plan.redirect.clone(), live: self.live() };
+        let mut policy = plan.redirect.clone();
+        if self.beside_others {
+            policy = beside_theirs(policy);
+        }
+        let desired = Desired { policy, live: self.live() };
         let unchanged = self.rules.as_ref() == Some(&desired)
             && self.adapters.firewall.observe(&desired).is_ok_and(|seen| seen.differences.is_empty());
         if !unchanged {

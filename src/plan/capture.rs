@@ -17,7 +17,7 @@ use crate::config::{Inbound, OnProxyFailure, ServiceConfig};
 
 /// Networks that no capture touches: loopback, and the metadata services of the clouds (Azure's
 /// WireServer has an address of its own).
-const NEVER: [&str; 4] = ["127.0.0.0/8", "::1/128", "169.254.169.254/32", "168.63.129.16/32"];
+pub const NEVER: [&str; 4] = ["127.0.0.0/8", "::1/128", "169.254.169.254/32", "168.63.129.16/32"];
 
 /// The captures of the services added so far.
 #[derive(Debug, Default)]

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use super::facts::User;
-use super::{ConsulDns, DnsCapture, OutboundCapture, Who};
+use super::{ConsulDns, DnsCapture, DnsServer, OutboundCapture, Who};
 use crate::config::value::ServiceId;
 use crate::config::{ControlPlane, DnsMode, HostConfig};
 
@@ -55,11 +55,12 @@ pub(super) fn capture(
         return None;
     }
     if redirected.iter().all(|(_, capture)| capture.who != Who::Everyone) {
-        return Some(DnsCapture { to, uids: uids(&redirected), except: BTreeSet::new() });
+        let (uids, except) = (uids(&redirected), BTreeSet::new());
+        return Some(DnsCapture { to, uids, except, server: DnsServer::Ours });
     }
     let resolvers = RESOLVERS.iter().filter_map(|name| users.get(*name)).map(|user| user.uid);
     let by_name = uids(&redirected);
     // Whom a service redirects by name stays redirected, whatever the name of the user.
     let except = uids(&others).into_iter().chain(resolvers).filter(|uid| !by_name.contains(uid)).collect();
-    Some(DnsCapture { to, uids: BTreeSet::new(), except })
+    Some(DnsCapture { to, uids: BTreeSet::new(), except, server: DnsServer::Ours })
 }

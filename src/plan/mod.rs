@@ -20,20 +20,22 @@ mod told;
 
 pub use allocate::Allocations;
 pub use build::plan;
+pub use capture::NEVER;
 pub use facts::HostFacts;
 pub use mesh::{
     Access, Callers, Credentials, HeaderMatch, HeaderRule, Instance, MeshService, MeshView, Past, PathMatch,
     Protocol, RequestRule, SpiffeId, XdsToken,
 };
 pub use policy::{
-    Bypasses, DnsCapture, InboundCapture, InboundPorts, OutboundCapture, RESOLVER_LAPSE, RESOLVER_MARK,
-    RedirectPolicy, Who,
+    Bypasses, DnsCapture, DnsServer, InboundCapture, InboundPorts, OutboundCapture, RESOLVER_LAPSE,
+    RESOLVER_MARK, RedirectPolicy, Who,
 };
 pub use problem::PlanError;
 pub use registration::registration;
 pub use service::{
     AccessLog, Ads, AdsServer, ExplicitUpstream, LogFormat, LogTarget, ServicePlan, SidecarPlan, Xds,
 };
+pub use told::RegisteredPorts;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -123,4 +123,30 @@ pub struct DnsCapture {
     pub uids: BTreeSet<u32>,
     /// Whose not, where it is everybody's: users of services that want none of it, and local resolvers.
     pub except: BTreeSet<u32>,
+    /// Whose server it is.
+    #[serde(skip_serializing_if = "DnsServer::is_ours")]
+    pub server: DnsServer,
+}
+
+/// Who answers redirected queries.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DnsServer {
+    /// Our resolver. Queries go to it for as long as it gives its sign of life.
+    #[default]
+    Ours,
+    /// A server of somebody else. It gives no such sign, so queries go to it whether it lives or not.
+    Other {
+        /// The same server in the other family.
+        also: Option<SocketAddr>,
+        /// Only queries to these addresses; every query where there are none.
+        asked: BTreeSet<IpAddr>,
+    },
+}
+
+impl DnsServer {
+    /// Whether it is our resolver.
+    pub fn is_ours(&self) -> bool {
+        *self == DnsServer::Ours
+    }
 }

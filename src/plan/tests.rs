@@ -65,12 +65,18 @@ fn dns_is_redirected_for_those_whose_service_wants_it() {
     let to = "127.0.0.1:8653".parse().unwrap();
     let uids = |uids: &[u32]| uids.iter().copied().collect::<BTreeSet<u32>>();
     let (capture, dns) = dns_of(&[("api", "user:app", Redirect), ("web", "user:other", Resolved)]);
-    assert_eq!(capture, Some(DnsCapture { to, uids: uids(&[1000]), except: uids(&[]) }));
+    assert_eq!(
+        capture,
+        Some(DnsCapture { to, uids: uids(&[1000]), except: uids(&[]), server: DnsServer::Ours })
+    );
     assert!(dns.redirect && dns.resolved && dns.listen == Some(to));
     // Everybody is not the users of other services, nor the host's own resolver.
     let (capture, dns) =
         dns_of(&[("all", "host", Redirect), ("api", "user:app", Off), ("web", "user:other", Redirect)]);
-    assert_eq!(capture, Some(DnsCapture { to, uids: uids(&[]), except: uids(&[990, 1000]) }));
+    assert_eq!(
+        capture,
+        Some(DnsCapture { to, uids: uids(&[]), except: uids(&[990, 1000]), server: DnsServer::Ours })
+    );
     assert!(dns.redirect && !dns.resolved);
     let (capture, dns) = dns_of(&[("all", "host", Resolved), ("api", "user:app", Off)]);
     assert_eq!(capture, None);

@@ -55,6 +55,21 @@ impl Told {
         }
     }
 
+    /// Of a registration alone, whatever files say.
+    fn of_registration(merged: &Value) -> Self {
+        let port_at = |path: &str| merged.pointer(path).and_then(port);
+        let config = merged.pointer("/Proxy/Config").and_then(Value::as_object).cloned().unwrap_or_default();
+        let paths = merged.pointer("/Proxy/Expose/Paths").and_then(Value::as_array).into_iter().flatten();
+        Told {
+            bind_port: config.get("bind_port").and_then(port),
+            port: port_at("/Port"),
+            outbound_port: port_at("/Proxy/TransparentProxy/OutboundListenerPort"),
+            exposed: paths.filter_map(|path| path.get("ListenerPort").and_then(port)).collect(),
+            access_log: None,
+            config,
+        }
+    }
+
     /// The listeners of the sidecar's own: key and address.
     pub fn listens(&self) -> impl Iterator<Item = (&'static str, SocketAddr)> + '_ {
         LISTEN_KEYS.into_iter().filter_map(|key| Some((key, self.config.get(key)?.as_str()?.parse().ok()?)))
@@ -68,6 +83,29 @@ impl Told {
     /// Every port that this service's sidecar takes besides those that it is given.
     pub fn claimed(&self) -> impl Iterator<Item = u16> + '_ {
         self.open_ports().into_iter().chain(self.bind_port)
+    }
+}
+
+/// The ports of a sidecar that somebody else runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RegisteredPorts {
+    /// Of its public listener.
+    pub inbound: Option<u16>,
+    /// Of its outbound listener, where the registration names one.
+    pub outbound: Option<u16>,
+    /// Those that are to be reached as they are.
+    pub open: BTreeSet<u16>,
+}
+
+impl RegisteredPorts {
+    /// What `merged` says, the sidecar's registration as Consul gives it back.
+    pub fn of(merged: &Value) -> Self {
+        let told = Told::of_registration(merged);
+        RegisteredPorts {
+            inbound: told.bind_port.or(told.port),
+            outbound: told.outbound_port,
+            open: told.open_ports(),
+        }
     }
 }
 

@@ -22,7 +22,7 @@ pub struct Foreign {
 }
 
 /// Chains that iptables-based redirectors make, by how their names begin.
-const CHAINS: [(&str, &str); 4] = [
+pub(super) const CHAINS: [(&str, &str); 4] = [
     ("CONSUL_", "consul connect redirect-traffic"),
     ("ISTIO_", "istio-iptables"),
     ("KUMA_", "kumactl install transparent-proxy"),
@@ -30,7 +30,8 @@ const CHAINS: [(&str, &str); 4] = [
 ];
 
 /// Tables that nftables-based redirectors make, by how their names begin.
-const TABLES: [(&str, &str); 2] = [("consul_tproxy", "consul connect redirect-traffic"), ("istio-", "istio")];
+pub(super) const TABLES: [(&str, &str); 2] =
+    [("consul_tproxy", "consul connect redirect-traffic"), ("istio-", "istio")];
 
 /// Chains as they are found: where, and the tool that saves and restores them -> which of [`CHAINS`]
 /// -> their names.

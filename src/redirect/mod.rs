@@ -9,6 +9,7 @@
 //! works here; [`Recorded`] stands in for them in the tests of other rooms. [`render_text`] and
 //! [`render_iptables`] show the rules without touching anything, [`foreign()`] finds the redirectors of others.
 
+mod by_hand;
 mod error;
 mod explain;
 mod foreign;
@@ -16,12 +17,14 @@ mod iptables;
 mod nftables;
 mod recorded;
 mod ruleset;
+pub mod takeover;
 mod watch;
 
 use std::collections::BTreeSet;
 
 use serde::Serialize;
 
+pub use by_hand::{Flags, HandError, Names, Request, in_force, is_by_hand, ports_of};
 pub use error::RedirectError;
 pub use explain::{Decision, Flow, Origin, Transport, Verdict, concerned, explain};
 pub use foreign::{Foreign, foreign};
@@ -74,6 +77,11 @@ pub fn best() -> Box<dyn Firewall> {
         }
         _ => Box::new(Nftables::new()),
     }
+}
+
+/// Whether nftables does not work here and iptables does.
+pub fn best_is_iptables() -> bool {
+    nftables::works().is_err() && !iptables::Tool::installed().is_empty()
 }
 
 /// What the rules shall be: the policy, and which sidecars are live right now.

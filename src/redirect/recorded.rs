@@ -113,6 +113,7 @@ mod tests {
             to: "127.0.0.1:8600".parse().unwrap(),
             uids: BTreeSet::new(),
             except: BTreeSet::new(),
+            server: crate::plan::DnsServer::Ours,
         };
         let policy = RedirectPolicy {
             generation: Generation { number, hash: "a".to_owned() },

@@ -10,5 +10,5 @@ mod probe;
 pub use cause::stream_cause;
 pub use error::{XdsError, XdsWarning, newer_than_tried};
 pub use find::{Found, XdsSettings, ads, find};
-pub use merged::merged;
+pub use merged::{merged, merged_proxy};
 pub use probe::{Speaks, probe};

@@ -217,6 +217,7 @@ mod tests {
                 to: "127.0.0.1:8600".parse().unwrap(),
                 uids: BTreeSet::new(),
                 except: BTreeSet::new(),
+                server: crate::plan::DnsServer::Ours,
             }),
             virtual_route: None,
         }

@@ -97,6 +97,7 @@ fn with_dns(policy: &mut RedirectPolicy, dns: Option<(&str, Vec<u32>)>) {
         to: to.parse().unwrap(),
         uids: uids.into_iter().collect(),
         except: [102, 1001, 7777].into(),
+        server: crate::plan::DnsServer::Ours,
     });
 }
 

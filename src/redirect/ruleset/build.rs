@@ -9,7 +9,7 @@ use super::chains::chains;
 use super::{Element, Kind, NamedSet, Operand, Part, Ruleset, Value};
 use crate::config::value::{InterfaceName, PortRange, ServiceId};
 use crate::config::{Ipv6Policy, OnProxyFailure};
-use crate::plan::{InboundCapture, InboundPorts, OutboundCapture, RedirectPolicy, Who};
+use crate::plan::{DnsServer, InboundCapture, InboundPorts, OutboundCapture, RedirectPolicy, Who};
 
 /// Never captured, whatever a policy says: loopback, and IPv6 link-local, which loses the interface
 /// that it belongs to when it is redirected.
@@ -47,6 +47,12 @@ pub(in crate::redirect) fn build(policy: &RedirectPolicy, live: &BTreeSet<Servic
     if let Some(dns) = &policy.dns {
         dns.uids.difference(&policy.bypass_uids).for_each(|uid| sets.add("dns_uids", uid_value(*uid)));
         dns.except.difference(&policy.bypass_uids).for_each(|uid| sets.add("dns_except", uid_value(*uid)));
+        if let DnsServer::Other { asked, .. } = &dns.server {
+            for address in asked {
+                let set = if address.is_ipv4() { "dns_asked4" } else { "dns_asked6" };
+                sets.add(set, key([Value::Address(*address)]));
+            }
+        }
     }
     let chains = chains(policy, everyone, all_ports, &sets);
     let used: BTreeSet<&str> = chains.iter().flat_map(|chain| &chain.rules).flat_map(names).collect();
@@ -65,7 +71,7 @@ pub(super) fn names(rule: &super::Rule) -> impl Iterator<Item = &'static str> {
 }
 
 /// Name, key, value, interval: every set that there can be, in the order in which they are shown.
-const SHAPES: [(&str, &[Kind], Option<Kind>, bool); 33] = {
+const SHAPES: [(&str, &[Kind], Option<Kind>, bool); 35] = {
     use Kind::{Family, Interface, Ip4, Ip6, Port, Protocol, Uid};
     [
         ("bypass_uids", &[Uid], None, false),
@@ -79,6 +85,8 @@ const SHAPES: [(&str, &[Kind], Option<Kind>, bool); 33] = {
         ("dns_uids", &[Uid], None, false),
         ("dns_except", &[Uid], None, false),
         ("dns_alive", &[Family], None, false),
+        ("dns_asked4", &[Ip4], None, false),
+        ("dns_asked6", &[Ip6], None, false),
         ("captured_uids", &[Uid], None, false),
         ("uid_bypass_ports", &[Uid, Port], None, true),
         ("uid_bypass_net4", &[Uid, Ip4], None, true),

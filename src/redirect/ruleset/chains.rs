@@ -13,7 +13,7 @@ use super::Selector::{
 use super::build::Sets;
 use super::{Base, Chain, Hook, Part, Rule, generation_comment};
 use crate::config::{Ipv6Policy, OnProxyFailure};
-use crate::plan::{DnsCapture, InboundCapture, OutboundCapture, RESOLVER_MARK, RedirectPolicy};
+use crate::plan::{DnsCapture, DnsServer, InboundCapture, OutboundCapture, RESOLVER_MARK, RedirectPolicy};
 
 /// Before conntrack (-200), so that its zone can still be chosen.
 pub(in crate::redirect) const RAW: i32 = -300;
@@ -54,7 +54,7 @@ pub(super) fn chains(
     if outbound {
         add("bypass", None, bypass(everyone.is_some(), sets));
     }
-    if let Some(dns) = &policy.dns {
+    if let Some(dns) = policy.dns.as_ref().filter(|dns| has_zones(dns)) {
         add("raw_out", base(false, Hook::Output, RAW), raw_out(dns, sets));
         add("raw_in", base(false, Hook::Prerouting, RAW), raw_in());
     }
@@ -122,6 +122,19 @@ fn bypass(everyone: bool, sets: &Sets) -> Vec<Rule> {
     rules
 }
 
+/// Whether DNS over the wire is told from what is redirected by a conntrack zone. The answers of a server
+/// that is itself over the wire would be looked for in that zone, and redirected queries are not in it.
+/// Where only queries to some addresses are redirected, nobody else asks those.
+fn has_zones(dns: &DnsCapture) -> bool {
+    match &dns.server {
+        DnsServer::Ours => true,
+        DnsServer::Other { also, asked } => {
+            let mut all = also.iter().chain([&dns.to]);
+            asked.is_empty() && all.all(|to| to.ip().is_loopback())
+        }
+    }
+}
+
 /// What leaves for a DNS server and is not captured, and what a DNS server here answers.
 fn raw_out(dns: &DnsCapture, sets: &Sets) -> Vec<Rule> {
     let over_the_wire = || IsNot(&[OutputInterface], Word("lo"));
@@ -132,12 +145,16 @@ fn raw_out(dns: &DnsCapture, sets: &Sets) -> Vec<Rule> {
     };
     let query = || Is(&[UdpDestination], Number(DNS_PORT));
     let answer = || Is(&[UdpSource], Number(DNS_PORT));
-    let mut rules = vec![
-        Rule::new("the resolver lives", [OF_THE_RESOLVER, Remember(ALIVE)]),
-        Rule::new("DNS queries of the resolver", [over_the_wire(), OF_THE_RESOLVER, query(), Zone(DNS_PORT)]),
+    let mut rules = Vec::new();
+    if dns.server.is_ours() {
+        let queries = [over_the_wire(), OF_THE_RESOLVER, query(), Zone(DNS_PORT)];
+        rules.push(Rule::new("the resolver lives", [OF_THE_RESOLVER, Remember(ALIVE)]));
+        rules.push(Rule::new("DNS queries of the resolver", queries));
+    }
+    rules.extend([
         Rule::new("DNS queries that go out", [over_the_wire(), uncaptured, query(), Zone(DNS_PORT)]),
         Rule::new("DNS answers that go out", [over_the_wire(), answer(), Zone(DNS_PORT)]),
-    ];
+    ]);
     let excepted = [over_the_wire(), Is(&[SocketUid], Set("dns_except")), query(), Zone(DNS_PORT)];
     when(&mut rules, excepts(dns, sets), "DNS queries of users with another resolver", excepted);
     rules
@@ -164,7 +181,8 @@ fn out(policy: &RedirectPolicy, everyone: Option<&OutboundCapture>, sets: &Sets)
     let mut rules = Vec::new();
     let parts = [Is(&[SocketUid], Set("bypass_uids")), Accept];
     when(&mut rules, sets.has("bypass_uids"), "bypassed users", parts);
-    when(&mut rules, policy.dns.is_some(), "our resolver", [OF_THE_RESOLVER, Accept]);
+    let ours = policy.dns.as_ref().is_some_and(|dns| dns.server.is_ours());
+    when(&mut rules, ours, "our resolver", [OF_THE_RESOLVER, Accept]);
     rules.push(Rule::new("connections that run already", [NotOpening, Accept]));
     if let Some(dns) = &policy.dns {
         rules.extend(dns_rules(dns, sets));
@@ -192,19 +210,10 @@ fn out(policy: &RedirectPolicy, everyone: Option<&OutboundCapture>, sets: &Sets)
     rules
 }
 
-/// Queries to our resolver, in both families when it listens on loopback.
+/// Queries to the server that shall answer them.
 fn dns_rules(dns: &DnsCapture, sets: &Sets) -> Vec<Rule> {
     let mut rules = Vec::new();
-    let mut targets = vec![dns.to];
-    if dns.to.ip().is_loopback() {
-        let other = match dns.to {
-            SocketAddr::V4(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
-            SocketAddr::V6(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        };
-        targets.push(SocketAddr::new(other, dns.to.port()));
-    }
-    targets.sort();
-    for to in targets {
+    for to in dns_targets(dns) {
         let mut parts = Vec::new();
         if !dns.uids.is_empty() {
             parts.push(Is(&[SocketUid], Set("dns_uids")));
@@ -212,15 +221,39 @@ fn dns_rules(dns: &DnsCapture, sets: &Sets) -> Vec<Rule> {
         if excepts(dns, sets) {
             parts.push(IsNot(&[SocketUid], Set("dns_except")));
         }
-        parts.extend([
-            Is(&[Protocol], Words(&["tcp", "udp"])),
-            Is(&[AnyDestination], Number(DNS_PORT)),
-            Is(&[Family], Set(ALIVE)),
-            Dnat(to),
-        ]);
+        parts.extend([Is(&[Protocol], Words(&["tcp", "udp"])), Is(&[AnyDestination], Number(DNS_PORT))]);
+        match &dns.server {
+            DnsServer::Ours => parts.push(Is(&[Family], Set(ALIVE))),
+            DnsServer::Other { asked, .. } if !asked.is_empty() => {
+                let (left, set): (&'static [_], _) = match to {
+                    SocketAddr::V4(_) => (&[Ip4Destination], "dns_asked4"),
+                    SocketAddr::V6(_) => (&[Ip6Destination], "dns_asked6"),
+                };
+                if !sets.has(set) {
+                    continue;
+                }
+                parts.push(Is(left, Set(set)));
+            }
+            DnsServer::Other { .. } => {}
+        }
+        parts.push(Dnat(to));
         rules.push(Rule::new(if to.is_ipv4() { "DNS" } else { "DNS, IPv6" }, parts));
     }
     rules
+}
+
+/// Where they go, one a family. Our resolver is in both when it listens on loopback.
+fn dns_targets(dns: &DnsCapture) -> Vec<SocketAddr> {
+    let other = match &dns.server {
+        DnsServer::Other { also, .. } => *also,
+        DnsServer::Ours => dns.to.ip().is_loopback().then(|| match dns.to {
+            SocketAddr::V4(_) => SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), dns.to.port()),
+            SocketAddr::V6(_) => SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), dns.to.port()),
+        }),
+    };
+    let mut targets: Vec<SocketAddr> = [dns.to].into_iter().chain(other).collect();
+    targets.sort();
+    targets
 }
 
 fn inbound(policy: &RedirectPolicy, all: Option<&InboundCapture>, sets: &Sets) -> Vec<Rule> {

@@ -170,8 +170,12 @@ pub fn policy(chance: &mut StdRng) -> (RedirectPolicy, BTreeSet<ServiceId>) {
     if chance.random_bool(0.3) {
         let to = ["127.0.0.1:8600", "[::1]:8600", "10.9.0.2:8600"].choose(chance).unwrap().parse().unwrap();
         let (uids, except) = (some(chance, &USERS, 3), some(chance, &USERS, 2));
-        policy.dns =
-            Some(DnsCapture { to, uids: uids.into_iter().collect(), except: except.into_iter().collect() });
+        policy.dns = Some(DnsCapture {
+            to,
+            uids: uids.into_iter().collect(),
+            except: except.into_iter().collect(),
+            server: enmesh::plan::DnsServer::Ours,
+        });
     }
     (policy, live)
 }

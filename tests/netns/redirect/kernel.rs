@@ -285,7 +285,12 @@ pub fn random(seed: u64) -> Desired {
     if rng.random_ratio(1, 3) {
         let to = ["127.0.0.1:8600", "[::1]:53", "10.9.0.1:5300", "[fd09::1]:5300"][rng.random_range(0..4)];
         let uids = (0..rng.random_range(0..3)).map(|_| rng.random_range(0..3000)).collect();
-        policy.dns = Some(DnsCapture { to: to.parse().unwrap(), uids, except: [990].into() });
+        policy.dns = Some(DnsCapture {
+            to: to.parse().unwrap(),
+            uids,
+            except: [990].into(),
+            server: enmesh::plan::DnsServer::Ours,
+        });
     }
     let ids = policy.outbound.keys().chain(policy.inbound.keys());
     let live = ids.filter(|_| rng.random_ratio(2, 3)).cloned().collect();

@@ -1,10 +1,12 @@
 //! The redirection in a real kernel: namespaces of the tests' own, real sockets, clients under
 //! other users. Needs root: `cargo test --features netns-tests --test netns_redirect`.
 //!
-//! `matrix` holds the traffic cases as a table that any driver can be put through, `scenarios` the
+//! `by_hand` and `migrate` are the commands for hosts with scripts, `matrix` holds the traffic cases as a table that any driver can be put through, `scenarios` the
 //! ones that take more than one connection, `kernel` what the kernel gives back, `speed` a
 //! measurement.
 
+#[cfg(test)]
+mod by_hand;
 #[cfg(test)]
 mod drivers;
 #[cfg(test)]
@@ -15,6 +17,8 @@ mod kernel;
 mod lab;
 #[cfg(test)]
 mod matrix;
+#[cfg(test)]
+mod migrate;
 #[cfg(test)]
 mod scenarios;
 #[cfg(test)]

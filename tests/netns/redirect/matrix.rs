@@ -13,7 +13,7 @@ use crate::worlds::{
 
 /// Who starts it.
 #[derive(Debug, Clone, Copy)]
-enum Source {
+pub enum Source {
     /// A user of the host, over TCP.
     Host(u32),
     /// A user of the host, over UDP.
@@ -26,7 +26,7 @@ enum Source {
 
 /// What comes of it.
 #[derive(Debug, Clone, Copy)]
-enum Expect {
+pub enum Expect {
     /// This listener answers and sees the destination that was dialled.
     At(&'static str),
     /// An error at once.
@@ -36,10 +36,10 @@ enum Expect {
 use Expect::{At, Refused};
 use Source::{Host, HostUdp, Peer, PeerUdp};
 
-type Row = (&'static str, Source, &'static str, Expect);
+pub type Row = (&'static str, Source, &'static str, Expect);
 
 /// Puts a driver through rows, with `desired` in force, and reports all that fail.
-fn check(driver: Driver, desired: Desired, rows: &[Row]) {
+pub fn check(driver: Driver, desired: Desired, rows: &[Row]) {
     let lab = Lab::new();
     lab.host.run(move || driver().apply(&desired)).unwrap_or_else(|fault| panic!("{fault}"));
     lab.host.beat();

@@ -110,6 +110,7 @@ pub fn with_dns(uids: &[u32]) -> RedirectPolicy {
         to: "127.0.0.1:8600".parse().unwrap(),
         uids: uids.iter().copied().collect(),
         except: [RESOLVER].into(),
+        server: enmesh::plan::DnsServer::Ours,
     });
     policy
 }
