@@ -69,6 +69,8 @@ impl Engine {
         self.sidecars.retain(|id, _| !going.contains(id.as_str()));
         faults.extend(self.deregister(&|key| going.contains(key.id.as_str())).await);
         if all {
+            self.state.trial = None;
+            self.state.refused = None;
             keep(&mut faults, self.remove_rules().await);
             keep(&mut faults, self.names.end(self.adapters.systemd.as_ref()).await);
             self.plan = None;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::engine::Engine;
 use super::sidecar::{Phase, SidecarStatus};
+use super::state::Guard;
 use crate::base::Fault;
 use crate::config::value::ServiceId;
 use crate::netns;
@@ -17,13 +18,37 @@ impl Engine {
         self.sidecars.iter().filter_map(live).collect()
     }
 
+    /// The first rules of a new plan: those sidecars are live that are so already. Where there is
+    /// nothing to redirect any more, what is redirected goes on while the sidecars drain.
+    pub(super) async fn close_rules(&mut self, plan: &Plan) -> Result<(), Fault> {
+        if self.is_needless(plan) {
+            return if self.rules.take().is_some() { self.adapters.firewall.drain() } else { Ok(()) };
+        }
+        self.apply_rules(plan).await
+    }
+
+    /// The rules once sidecars had their chance to become live.
+    pub(super) async fn open_rules(&mut self, plan: &Plan) -> Result<(), Fault> {
+        if self.is_needless(plan) { Ok(()) } else { self.apply_rules(plan).await }
+    }
+
+    /// Removes everything where there is nothing to redirect.
+    pub(super) async fn remove_needless_rules(&mut self, plan: &Plan) -> Result<(), Fault> {
+        if self.is_needless(plan) { self.remove_rules().await } else { Ok(()) }
+    }
+
+    /// Whether no rules are needed. While a change is pending there is something to go back to.
+    fn is_needless(&self, plan: &Plan) -> bool {
+        plan.redirect.is_empty() && self.pending().is_none()
+    }
+
     /// Route and rules as the plan and the sidecars' liveness want them.
     pub(super) async fn apply_rules(&mut self, plan: &Plan) -> Result<(), Fault> {
-        if plan.redirect.is_empty() {
+        if self.is_needless(plan) {
             return self.remove_rules().await;
         }
         for net in netns::our_virtual_routes().await? {
-            if Some(net) != plan.virtual_net {
+            if Some(net) != plan.virtual_net && self.pending().is_none() {
                 netns::remove_virtual_route(net).await?;
             }
         }
@@ -35,8 +60,11 @@ impl Engine {
             && self.adapters.firewall.observe(&desired).is_ok_and(|seen| seen.differences.is_empty());
         if !unchanged {
             self.adapters.firewall.apply(&desired)?;
-            self.rules = Some(desired);
+            self.rules = Some(desired.clone());
         }
+        let Desired { policy, live } = desired;
+        let driver = self.adapters.firewall.name().to_owned();
+        self.state.guard = Some(Guard { driver, policy, live });
         Ok(())
     }
 
@@ -68,6 +96,7 @@ impl Engine {
 
     pub(super) async fn remove_rules(&mut self) -> Result<(), Fault> {
         self.rules = None;
+        self.state.guard = None;
         self.adapters.firewall.remove()?;
         for net in netns::our_virtual_routes().await? {
             netns::remove_virtual_route(net).await?;
