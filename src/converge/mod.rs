@@ -36,4 +36,5 @@ pub use lock::Lock;
 pub use membership::{ConsulStatus, Registered};
 pub use sidecar::{Phase, SidecarStatus};
 pub use state::State;
-pub use status::{Repair, ServiceStatus, Status};
+pub use status::{PendingStatus, Repair, ServiceStatus, Status};
+pub use trial::TrialError;

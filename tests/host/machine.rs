@@ -349,6 +349,7 @@ fn install(tree: &Path) {
     let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd");
     for (file, folder) in [
         ("enmesh.service", "system"),
+        ("enmesh-early.service", "system"),
         ("envoy@.service", "system"),
         ("system-preset/80-enmesh.preset", "system-preset"),
         ("sysusers.d/enmesh.conf", "../sysusers.d"),
