@@ -4,6 +4,7 @@
 //! Nothing in here knows what a service or a mesh is.
 
 pub mod ca;
+pub mod deadline;
 pub mod exec;
 pub mod fault;
 pub mod files;
@@ -16,6 +17,7 @@ pub mod units;
 use std::future::Future;
 use std::pin::Pin;
 
+pub use deadline::Deadline;
 pub use fault::{Class, Explain, Fault, Place};
 pub use root::Root;
 

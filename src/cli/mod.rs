@@ -3,8 +3,10 @@
 mod apply;
 mod ca;
 mod check;
+mod confirm;
 mod demo;
 mod down;
+mod early;
 mod explain;
 mod migrate;
 mod output;
@@ -67,6 +69,10 @@ enum Verb {
     Run(run::Run),
     /// Converge once and exit
     Apply(apply::Apply),
+    /// Keep the change that `apply --confirm` began
+    Confirm(confirm::Confirm),
+    /// Load the last rules with no sidecar live, before the network is up
+    Early(early::Early),
     /// Show what `apply` would change, touching nothing
     Plan(plan::Plan),
     /// Print an artefact to standard output, touching nothing
@@ -124,6 +130,8 @@ fn dispatch(cli: Cli) -> Result<Answer, Fault> {
             local(verb.run(&global))
         }
         Verb::Apply(verb) => local(verb.run(&global)),
+        Verb::Confirm(verb) => local(verb.run(&global)),
+        Verb::Early(verb) => local(verb.run(&global)),
         Verb::Plan(verb) => local(verb.run(&global)),
         Verb::Render(verb) => local(verb.run(&global)),
         Verb::Explain(verb) => local(verb.run(&global)),

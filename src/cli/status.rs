@@ -84,6 +84,10 @@ pub fn table(status: &Value) -> String {
         };
         let _ = writeln!(text, "rules set again {times}; last after {by}{still}: {}", what.join("; "));
     }
+    if let Some(deadline) = at(status, "/pending/deadline").as_u64() {
+        let left = Span(Duration::from_secs(deadline.saturating_sub(now())));
+        let _ = writeln!(text, "taken back in {left} unless you type `enmesh confirm`");
+    }
     let Some(services) = at(status, "/services").as_object() else { return text };
     if services.is_empty() {
         text.push_str("no services\n");

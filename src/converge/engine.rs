@@ -18,12 +18,14 @@ use super::names::Names;
 use super::preflight;
 use super::sidecar::{Around, Phase, SidecarStatus};
 use super::state::{Remembered, State};
+use super::trial;
 use crate::base::units::Units;
 use crate::base::{Fault, Root};
 use crate::config::value::ServiceId;
 use crate::config::{self, Config, HostConfig, Mode, ServiceConfig};
 use crate::envoy::{self, Publisher};
 use crate::mesh::Local;
+use crate::plan::facts::SshSession;
 use crate::plan::{self, HostFacts, MeshView, Plan, Xds};
 use crate::redirect::Desired;
 
@@ -100,6 +102,17 @@ pub struct Engine {
     made_from: Option<(Config, HostFacts)>,
     /// The host file as it counted last.
     pub(super) host: HostConfig,
+    /// What a person asked for beyond what the files say.
+    asked: Asked,
+}
+
+/// What a person can ask for once.
+#[derive(Debug, Clone, Default)]
+pub struct Asked {
+    /// Capture the ports of SSH sessions as well.
+    pub force: bool,
+    /// SSH sessions that whoever asks has seen.
+    pub ssh_sessions: Vec<SshSession>,
 }
 
 impl Engine {
@@ -116,7 +129,7 @@ impl Engine {
         let adapters = Adapters::choose(&root, &config.host, purpose).await?;
         let publisher = Publisher::new(root.clone());
         let names = Names::new(root.clone());
-        let engine = Engine {
+        let mut engine = Engine {
             root,
             purpose,
             adapters,
@@ -130,7 +143,11 @@ impl Engine {
             beside_others: false,
             made_from: None,
             host: config.host,
+            asked: Asked::default(),
         };
+        if purpose == Purpose::Converge {
+            engine.resume_trial()?;
+        }
         Ok((engine, unreadable.into_iter().collect()))
     }
 
@@ -210,7 +227,12 @@ impl Engine {
         let drive = &self.adapters.drive;
         facts.xds = drive.xds.clone();
         facts.merged = merged(drive, &config).await;
+        let Asked { force, ssh_sessions } = std::mem::take(&mut self.asked);
+        facts.force = force;
+        facts.ssh_sessions.extend(ssh_sessions);
         let plan = plan::plan(&config, &facts);
+        self.state.ssh =
+            if plan.errors.iter().any(is_about_ssh) { facts.ssh_sessions.clone() } else { BTreeSet::new() };
         self.made_from = Some((config.clone(), facts));
         let drive = &mut self.adapters.drive;
         drive.check_rights(&plan).await;
@@ -226,6 +248,12 @@ impl Engine {
             Ok(view) => (view, None),
             Err(fault) => (self.state.mesh.clone().unwrap_or_default(), Some(fault)),
         }
+    }
+
+    /// For the next time that it is worked out what should be true.
+    pub fn ask(&mut self, asked: Asked) {
+        self.give_another_chance();
+        self.asked = asked;
     }
 
     /// Waits until the mesh, or what Consul has of this host, may have changed.
@@ -292,11 +320,13 @@ impl Engine {
         keep(&mut faults, self.state.save(&self.root));
         self.sidecars.retain(|id, _| plan.services.contains_key(id));
         self.look_at_new(&plan).await;
-        if let Err(fault) = self.apply_rules(&plan).await {
+        if let Err(fault) = self.close_rules(&plan).await {
             // Without rules that are closed, nothing more may come up.
             faults.push(fault);
             return Outcome { faults };
         }
+        // The next boot is closed by what closes this one.
+        keep(&mut faults, self.state.save(&self.root));
 
         faults.extend(self.keep_entries().await);
         faults.extend(self.register(&plan).await);
@@ -308,12 +338,15 @@ impl Engine {
         faults.extend(statuses.iter().filter_map(|status| status.fault.clone()));
         self.sidecars = plan.services.keys().cloned().zip(statuses).collect();
 
-        keep(&mut faults, self.apply_rules(&plan).await);
+        keep(&mut faults, self.open_rules(&plan).await);
         faults.extend(self.verify(&plan).await);
         faults.extend(self.tell_health(&plan).await);
         keep(&mut faults, self.names.serve(&plan.dns, self.adapters.systemd.as_ref()).await);
-        faults.extend(self.end_unplanned(&plan).await);
-        faults.extend(self.deregister_unplanned(&plan).await);
+        if self.pending().is_none() {
+            faults.extend(self.end_unplanned(&plan).await);
+            faults.extend(self.deregister_unplanned(&plan).await);
+            keep(&mut faults, self.remove_needless_rules(&plan).await);
+        }
         self.retire_sessions(&plan).await;
         self.remember(&config, &plan);
         self.state.mesh = Some(view);
@@ -510,18 +543,29 @@ fn locals(config: &Config) -> Vec<Local> {
     config.services.iter().filter(|service| service.enabled).map(local).collect()
 }
 
-/// The configuration as it counts: a bad host file leaves the last good one in force, and what
-/// `enmesh down` took out stays out.
+fn is_about_ssh(fault: &Fault) -> bool {
+    fault.code == "ENM-P030"
+}
+
+/// The configuration as it counts: a bad host file leaves the last good one in force, what nobody
+/// confirmed is not, and what `enmesh down` took out stays out.
 pub(super) fn load(root: &Root, state: &State) -> Config {
+    let mut config = read(root, state);
+    trial::hold_back(&mut config, state);
+    for service in &mut config.services {
+        service.enabled &= !state.down.contains(&service.id());
+    }
+    config
+}
+
+/// The configuration as it is written; a bad host file leaves the last good one in force.
+pub(super) fn read(root: &Root, state: &State) -> Config {
     let in_force = |id: &ServiceId, file: &Path| {
         state.services.get(id).is_some_and(|service| ServiceConfig::from(service).source == file)
     };
     let mut config = config::load_beside(root, &|name| std::env::var(name).ok(), &in_force);
     if let (false, Some(host)) = (config.host_ok, &state.host) {
         config.host = host.clone();
-    }
-    for service in &mut config.services {
-        service.enabled &= !state.down.contains(&service.id());
     }
     config
 }

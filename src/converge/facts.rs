@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
+use super::ssh;
 use super::state::State;
 use crate::base::{Fault, Root, files};
 use crate::config::value::{Scope, UserSpec};
@@ -31,6 +32,7 @@ pub fn offline(root: &Root, config: &Config, state: &State, mesh: MeshView) -> R
         allocations: state.allocations.clone(),
         previous: state.generation.clone(),
         mesh,
+        ssh_sessions: state.ssh.clone(),
         last_good: state.services.iter().map(|(id, service)| (id.clone(), service.into())).collect(),
         ..HostFacts::default()
     })
@@ -57,6 +59,7 @@ pub async fn live(
     facts.ipv6 = netns::ipv6_available();
     facts.envoy = envoy::Programs::default().find(&config.host.envoy.path).ok();
     facts.foreign_ports = foreign_ports(envoy_uid);
+    facts.ssh_sessions.extend(ssh::sessions(root));
     facts.unit_users =
         unit_users.into_iter().filter_map(|(unit, user)| Some((unit, uid_of(&facts.users, user)?))).collect();
     Ok(facts)

@@ -92,7 +92,7 @@ impl Engine {
             self.checks = Checks::default();
             return;
         };
-        let services = self.in_force(config, plan);
+        let services = self.configs_in_force(config, plan);
         let mut known = KnownChecks::new();
         if !self.checks.resumed
             && let Some(catalog) = membership.catalog()
@@ -111,7 +111,7 @@ impl Engine {
     }
 
     /// The services of `plan`, as they are configured, or were when they were good last.
-    fn in_force(&self, config: &Config, plan: &Plan) -> Vec<ServiceConfig> {
+    fn configs_in_force(&self, config: &Config, plan: &Plan) -> Vec<ServiceConfig> {
         let erring = |id: &ServiceId| plan.errors.iter().any(|it| it.service.as_deref() == Some(id.as_str()));
         let of_files = |id: &ServiceId| config.services.iter().find(|service| service.id() == *id);
         let of_plan = plan.services.keys().filter_map(|id| {

@@ -75,6 +75,8 @@ impl Engine {
         faults.extend(self.deregister(&|key| going.contains(key.id.as_str())).await);
         if all {
             keep(&mut faults, self.end_session(departure).await);
+            self.state.trial = None;
+            self.state.refused = None;
             keep(&mut faults, self.remove_rules().await);
             keep(&mut faults, self.names.end(self.adapters.systemd.as_ref()).await);
             self.plan = None;

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::engine::Engine;
 use super::handover::beside_theirs;
 use super::sidecar::{Phase, SidecarStatus};
+use super::state::Guard;
 use crate::base::Fault;
 use crate::config::value::ServiceId;
 use crate::netns;
@@ -18,18 +19,46 @@ impl Engine {
         self.sidecars.iter().filter_map(live).collect()
     }
 
+    /// The first rules of a new plan: those sidecars are live that are so already. Where there is
+    /// nothing to redirect any more, what is redirected goes on while the sidecars drain.
+    pub(super) async fn close_rules(&mut self, plan: &Plan) -> Result<(), Fault> {
+        if self.is_needless(plan) {
+            return if self.rules.take().is_some() { self.adapters.firewall.drain() } else { Ok(()) };
+        }
+        self.apply_rules(plan).await
+    }
+
+    /// The rules once sidecars had their chance to become live.
+    pub(super) async fn open_rules(&mut self, plan: &Plan) -> Result<(), Fault> {
+        if self.is_needless(plan) { Ok(()) } else { self.apply_rules(plan).await }
+    }
+
+    /// Removes everything where there is nothing to redirect.
+    pub(super) async fn remove_needless_rules(&mut self, plan: &Plan) -> Result<(), Fault> {
+        if self.is_needless(plan) && !self.are_by_hand()? { self.remove_rules().await } else { Ok(()) }
+    }
+
+    /// Whether the rules in force are those that a script has set. They stay that script's.
+    fn are_by_hand(&self) -> Result<bool, Fault> {
+        let by_hand = |(_, mark): &(&str, _)| redirect::is_by_hand(mark);
+        Ok(self.rules.is_none() && redirect::in_force()?.iter().any(by_hand))
+    }
+
+    /// Whether no rules are needed. While a change is pending there is something to go back to.
+    fn is_needless(&self, plan: &Plan) -> bool {
+        plan.redirect.is_empty() && self.pending().is_none()
+    }
+
     /// Route and rules as the plan and the sidecars' liveness want them.
     pub(super) async fn apply_rules(&mut self, plan: &Plan) -> Result<(), Fault> {
-        if plan.redirect.is_empty() {
-            // Rules that a script has set stay that script's.
-            let by_hand = |(_, mark): &(&str, _)| redirect::is_by_hand(mark);
-            if self.rules.is_none() && redirect::in_force()?.iter().any(by_hand) {
+        if self.is_needless(plan) {
+            if self.are_by_hand()? {
                 return Ok(());
             }
             return self.remove_rules().await;
         }
         for net in netns::our_virtual_routes().await? {
-            if Some(net) != plan.virtual_net {
+            if Some(net) != plan.virtual_net && self.pending().is_none() {
                 netns::remove_virtual_route(net).await?;
             }
         }
@@ -45,8 +74,11 @@ impl Engine {
             && self.adapters.firewall.observe(&desired).is_ok_and(|seen| seen.differences.is_empty());
         if !unchanged {
             self.adapters.firewall.apply(&desired)?;
-            self.rules = Some(desired);
+            self.rules = Some(desired.clone());
         }
+        let Desired { policy, live } = desired;
+        let driver = self.adapters.firewall.name().to_owned();
+        self.state.guard = Some(Guard { driver, policy, live });
         Ok(())
     }
 
@@ -78,6 +110,7 @@ impl Engine {
 
     pub(super) async fn remove_rules(&mut self) -> Result<(), Fault> {
         self.rules = None;
+        self.state.guard = None;
         self.adapters.firewall.remove()?;
         for net in netns::our_virtual_routes().await? {
             netns::remove_virtual_route(net).await?;

@@ -9,20 +9,21 @@ use serde::{Deserialize, Serialize};
 use super::error::ConvergeError;
 use super::memory::Memory;
 use crate::base::files::{self, Access};
-use crate::base::{Fault, Root};
+use crate::base::{Deadline, Fault, Root};
 use crate::config::value::ServiceId;
 use crate::config::{HostConfig, Legacy, ServiceConfig};
 use crate::consul::Key;
-use crate::plan::{Allocations, Generation, MeshView};
+use crate::plan::facts::SshSession;
+use crate::plan::{Allocations, Generation, MeshView, RedirectPolicy};
 
 /// Where the state is.
 pub const STATE_FILE: &str = "/var/lib/enmesh/state.json";
 
-/// The version that this program writes.
+/// The version that this program writes. What is only ever added, and may be missing, needs no other one.
 const VERSION: u32 = 1;
 
 /// A state larger than this is not ours: 100,000 services would fit.
-const LIMIT: u64 = 64 << 20;
+pub(super) const LIMIT: u64 = 64 << 20;
 
 /// What is remembered.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -48,6 +49,50 @@ pub struct State {
     pub registered_with: BTreeMap<ServiceId, String>,
     /// Services that `enmesh down` took out; they stay out until `enmesh apply` names them.
     pub down: BTreeSet<ServiceId>,
+    /// The rules that were set last.
+    pub guard: Option<Guard>,
+    /// The change that waits for `enmesh confirm`.
+    pub trial: Option<Pending>,
+    /// The configuration that nobody confirmed: it stays out of force for as long as the files say that.
+    pub refused: Option<String>,
+    /// SSH sessions because of which a service was refused. That one of them ends is no permission.
+    pub ssh: BTreeSet<SshSession>,
+}
+
+/// Rules as they were set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Guard {
+    /// The driver that set them.
+    pub driver: String,
+    /// The policy.
+    pub policy: RedirectPolicy,
+    /// Whose sidecars were live.
+    pub live: BTreeSet<ServiceId>,
+}
+
+/// A change that is taken back unless somebody confirms it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Pending {
+    /// When.
+    pub until: Deadline,
+    /// What it goes back to.
+    pub before: Before,
+}
+
+/// What was in force before a change; nothing, where nothing was.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Before {
+    /// Whether a generation had converged.
+    pub generation: Option<Generation>,
+    /// Its host configuration.
+    pub host: Option<HostConfig>,
+    /// Its services.
+    pub services: BTreeMap<ServiceId, Remembered>,
+    /// Services that were taken out.
+    pub down: BTreeSet<ServiceId>,
+    /// Its rules.
+    pub guard: Option<Guard>,
 }
 
 impl Default for State {
@@ -63,6 +108,10 @@ impl Default for State {
             registered: BTreeSet::new(),
             registered_with: BTreeMap::new(),
             down: BTreeSet::new(),
+            guard: None,
+            trial: None,
+            refused: None,
+            ssh: BTreeSet::new(),
         }
     }
 }

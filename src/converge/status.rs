@@ -52,6 +52,15 @@ pub struct Status {
     pub rules_repaired: u64,
     /// The last time.
     pub last_repair: Option<Repair>,
+    /// The change that waits for `enmesh confirm`.
+    pub pending: Option<PendingStatus>,
+}
+
+/// A change that is taken back unless somebody confirms it.
+#[derive(Debug, Clone, Serialize)]
+pub struct PendingStatus {
+    /// When, in seconds since 1970.
+    pub deadline: u64,
 }
 
 /// Rules that somebody changed and that were set again.
@@ -105,6 +114,9 @@ impl Status {
         self.version = env!("CARGO_PKG_VERSION");
         [self.driver, self.units, self.control_plane] = engine.adapters();
         self.consul = engine.consul();
+        self.pending = engine
+            .pending()
+            .map(|until| PendingStatus { deadline: now() + until.left().as_millis().div_ceil(1000) as u64 });
         let plan = engine.plan_in_force();
         self.generation = plan.map(|plan| plan.generation.clone());
         self.trust_domain = plan.map(|plan| plan.mesh.trust_domain.clone()).unwrap_or_default();

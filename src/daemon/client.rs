@@ -31,8 +31,16 @@ pub async fn status(root: &Root) -> Result<Option<Value>, Fault> {
 ///
 /// # Errors
 /// As [`status`].
-pub async fn apply(root: &Root, services: &[String]) -> Result<Option<Value>, Fault> {
-    deed(root, "/v1/apply", services).await
+pub async fn apply(root: &Root, names: Names) -> Result<Option<Value>, Fault> {
+    deed(root, "/v1/apply", names).await
+}
+
+/// Has the daemon keep the change that is pending; `None` when no daemon runs.
+///
+/// # Errors
+/// As [`status`].
+pub async fn confirm(root: &Root) -> Result<Option<Value>, Fault> {
+    deed(root, "/v1/confirm", Names::default()).await
 }
 
 /// Has the daemon take services down; `None` when no daemon runs.
@@ -40,7 +48,7 @@ pub async fn apply(root: &Root, services: &[String]) -> Result<Option<Value>, Fa
 /// # Errors
 /// As [`status`].
 pub async fn down(root: &Root, services: &[String]) -> Result<Option<Value>, Fault> {
-    deed(root, "/v1/down", services).await
+    deed(root, "/v1/down", Names { services: services.to_vec(), ..Names::default() }).await
 }
 
 /// Has the daemon take an app's report; `None` when no daemon runs.
@@ -52,8 +60,8 @@ pub async fn report(root: &Root, report: &Report) -> Result<Option<Value>, Fault
     ask(root, Method::POST, "/v1/report", body, REPORT_LIMIT).await
 }
 
-async fn deed(root: &Root, target: &str, services: &[String]) -> Result<Option<Value>, Fault> {
-    let body = serde_json::to_vec(&Names { services: services.to_vec() }).unwrap_or_default();
+async fn deed(root: &Root, target: &str, names: Names) -> Result<Option<Value>, Fault> {
+    let body = serde_json::to_vec(&names).unwrap_or_default();
     ask(root, Method::POST, target, body, DEED_LIMIT).await
 }
 

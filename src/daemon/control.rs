@@ -14,7 +14,9 @@ use tokio::sync::{mpsc, oneshot};
 use crate::base::files::{self, Access};
 use crate::base::http::{self, Question};
 use crate::base::{Fault, Root};
+use crate::config::value::Span;
 use crate::converge::{ConvergeError, Report, Status};
+use crate::plan::facts::SshSession;
 
 /// Where the socket is.
 pub const SOCKET: &str = "/run/enmesh/enmesh.sock";
@@ -31,7 +33,9 @@ pub struct Request {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Deed {
     /// Converge now.
-    Apply(Vec<String>),
+    Apply(Names),
+    /// Keep the change that is pending.
+    Confirm,
     /// Take services out of the mesh; all of them, and the daemon ends, when none is named.
     Down(Vec<String>),
     /// Take an app's report about its check.
@@ -50,11 +54,18 @@ pub struct Done {
     pub status: Status,
 }
 
-/// Names of services, as the client sends them.
-#[derive(Debug, Default, Serialize, Deserialize)]
+/// Names of services, as the client sends them, and how it wants the deed done.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Names {
     /// Service ids.
     pub services: Vec<String>,
+    /// Take it back after this time unless it is confirmed.
+    pub confirm: Option<Span>,
+    /// Capture the ports of SSH sessions as well.
+    pub force: bool,
+    /// The SSH sessions that the client has seen.
+    pub ssh_sessions: Vec<SshSession>,
 }
 
 /// Binds the socket. One that an earlier daemon left behind is replaced: the lock says that no
@@ -106,20 +117,24 @@ async fn respond(
             status.borrow_mut().look_at_checks();
             (StatusCode::OK, "text/plain; version=0.0.4", status.borrow().metrics().into_bytes())
         }
-        (&Method::POST, path @ ("/v1/apply" | "/v1/down")) => {
+        (&Method::POST, path @ ("/v1/apply" | "/v1/down" | "/v1/confirm")) => {
             let names = if question.body.is_empty() {
                 Ok(Names::default())
             } else {
                 serde_json::from_slice::<Names>(&question.body)
             };
-            let Ok(Names { services }) = names else {
+            let Ok(names) = names else {
                 return (
                     StatusCode::BAD_REQUEST,
                     JSON,
                     body(&json!({ "error": "expected {\"services\": [names]}" })),
                 );
             };
-            let deed = if path == "/v1/apply" { Deed::Apply(services) } else { Deed::Down(services) };
+            let deed = match path {
+                "/v1/apply" => Deed::Apply(names),
+                "/v1/confirm" => Deed::Confirm,
+                _ => Deed::Down(names.services),
+            };
             match ask(requests, deed).await {
                 Some(Ok(done)) => (StatusCode::OK, JSON, serde_json::to_vec(&done).unwrap_or_default()),
                 refused => refuse(refused),

@@ -18,12 +18,13 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{broadcast, mpsc};
 
 use crate::base::units::UnitEvent;
-use crate::base::{Fault, Root, files};
+use crate::base::{Explain, Fault, Root, files};
 use crate::config;
-use crate::converge::{ConvergeError, Engine, Lock, News, Outcome, Purpose, Status};
+use crate::config::value::Span;
+use crate::converge::{Asked, ConvergeError, Engine, Lock, News, Outcome, Purpose, Status, TrialError};
 use crate::supervise::reap;
 use crate::systemd::notify;
-use control::{Deed, Done, Request};
+use control::{Deed, Done, Names, Request};
 use drift::Guard;
 use timers::Timers;
 use watch::Watcher;
@@ -75,6 +76,7 @@ enum Wake {
     Checks,
     Streams,
     Watchdog,
+    TrialOver,
 }
 
 impl Daemon {
@@ -101,6 +103,7 @@ impl Daemon {
     }
 
     async fn run(mut self) -> Result<(), Fault> {
+        self.take_back_if_over().await;
         self.converge().await;
         let line = self.status.borrow().line();
         notify::status(&line);
@@ -130,6 +133,7 @@ impl Daemon {
                     fed(self.converge()).await;
                 }
                 Wake::Checks => fed(self.tell_checks()).await,
+                Wake::TrialOver => fed(self.take_back_if_over()).await,
                 Wake::Streams => self.look_at_streams().await,
                 Wake::Watchdog => {
                     notify::watchdog();
@@ -168,6 +172,7 @@ impl Daemon {
                 News::Login => Wake::Login,
             },
             () = self.engine.checks_changed() => Wake::Checks,
+            () = self.engine.trial_over() => Wake::TrialOver,
             () = self.timers.streams() => Wake::Streams,
             () = self.timers.retry() => Wake::Reload,
             () = self.timers.renewal() => Wake::Reload,
@@ -252,6 +257,26 @@ impl Daemon {
         self.timers.looked(all_live && fault.is_none());
     }
 
+    /// Converges because somebody says so.
+    async fn apply(&mut self, names: Names) -> Result<Vec<Fault>, Fault> {
+        let Names { services, confirm, force, ssh_sessions } = names;
+        if let Some(Span(limit)) = confirm {
+            self.engine.begin_trial(limit)?;
+        }
+        self.engine.ask(Asked { force, ssh_sessions });
+        self.engine.lift_down(&services)?;
+        Ok(self.converge().await)
+    }
+
+    /// Goes back to what was before a change that nobody has confirmed in time.
+    async fn take_back_if_over(&mut self) {
+        let Some(Outcome { faults }) = self.engine.take_back_what_is_over().await else { return };
+        let (code, hint) = (TrialError::TakenBack.code(), TrialError::TakenBack.hint());
+        tracing::warn!(code, hint, "{code}: {}", TrialError::TakenBack);
+        faults.iter().for_each(log::fault);
+        self.converge().await;
+    }
+
     /// Sets rules and route again if somebody changed them.
     async fn repair(&mut self) {
         match self.engine.repair().await {
@@ -269,9 +294,13 @@ impl Daemon {
     async fn serve(&mut self, request: Request) -> bool {
         let Request { deed, reply } = request;
         let (answer, end) = match deed {
-            Deed::Apply(names) => match self.engine.lift_down(&names) {
+            Deed::Apply(names) => (self.apply(names).await, false),
+            Deed::Confirm => match self.engine.confirm().await {
                 Ok(()) => (Ok(self.converge().await), false),
-                Err(fault) => (Err(fault), false),
+                Err(fault) => {
+                    self.converge().await;
+                    (Err(fault), false)
+                }
             },
             Deed::Down(names) => {
                 let outcome = self.engine.down(&names).await.map(|outcome| outcome.faults);

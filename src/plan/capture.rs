@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use ipnet::{IpNet, Ipv4Net};
 
 use super::problem::PlanError;
+use super::ssh;
 use super::{
     Bypasses, Generation, HostFacts, InboundCapture, InboundPorts, MeshView, OutboundCapture, RedirectPolicy,
     Who,
@@ -131,7 +132,7 @@ impl Captures {
             };
             return Err(PlanError::Overlap { id, other: other.clone(), what });
         }
-        Ok(Some(InboundCapture {
+        let capture = InboundCapture {
             ports: captured,
             to,
             ipv6: service.capture.ipv6,
@@ -141,7 +142,9 @@ impl Captures {
                 InboundPorts::One(_) => bypass_ports,
             },
             bypass_interfaces: bypass.interfaces.iter().map(ToString::to_string).collect(),
-        }))
+        };
+        ssh::check(service, &capture, facts, warnings)?;
+        Ok(Some(capture))
     }
 
     /// Users that are left alone. One service's bypass does not take a user from another service

@@ -1,9 +1,10 @@
 //! What the planner is told about the host: the inputs that configuration cannot know.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Allocations, Generation, MeshView, Xds};
@@ -42,9 +43,24 @@ pub struct HostFacts {
     pub xds: Xds,
     /// The sidecars' registrations as Consul gives them back, with the cluster's defaults mixed in.
     pub merged: BTreeMap<ServiceId, Value>,
+    /// Who is logged in over SSH.
+    pub ssh_sessions: BTreeSet<SshSession>,
+    /// Whether their ports may be captured all the same.
+    pub force: bool,
     /// Services whose file is in error and whose last good plan is to stay: their configuration as
     /// it was when it was good.
     pub last_good: BTreeMap<ServiceId, crate::config::ServiceConfig>,
+}
+
+/// Somebody who is logged in over SSH.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct SshSession {
+    /// Where from.
+    pub peer: SocketAddr,
+    /// To which address of this host, and which port.
+    pub local: SocketAddr,
+    /// Who serves it, such as `sshd (process 123)`.
+    pub server: String,
 }
 
 /// A line of `/etc/passwd`.

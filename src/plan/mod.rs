@@ -14,6 +14,7 @@ mod policy;
 mod problem;
 mod registration;
 mod service;
+mod ssh;
 #[cfg(test)]
 mod tests;
 mod told;

@@ -5,14 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Generation;
 use crate::config::value::{PortRange, ServiceId};
 use crate::config::{Ipv6Policy, OnProxyFailure};
 
 /// The whole redirection of one network namespace.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RedirectPolicy {
     /// Stands in the rules, so that a reader of the kernel's state knows whose they are.
     pub generation: Generation,
@@ -45,7 +45,7 @@ impl RedirectPolicy {
 }
 
 /// Outbound capture of one service.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutboundCapture {
     /// Whose connections.
     pub who: Who,
@@ -60,7 +60,7 @@ pub struct OutboundCapture {
 }
 
 /// Whose connections are captured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Who {
     /// One user's.
@@ -70,7 +70,7 @@ pub enum Who {
 }
 
 /// Outbound destinations that are left alone.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bypasses {
     /// Destination ports, sorted and merged: no two overlap or touch.
     pub ports: Vec<PortRange>,
@@ -79,7 +79,7 @@ pub struct Bypasses {
 }
 
 /// Inbound capture of one service.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InboundCapture {
     /// Which ports.
     pub ports: InboundPorts,
@@ -97,7 +97,7 @@ pub struct InboundCapture {
 }
 
 /// Which inbound ports are captured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum InboundPorts {
     /// One.
@@ -115,7 +115,7 @@ pub const RESOLVER_MARK: u32 = 0x656e_6d64;
 pub const RESOLVER_LAPSE: u32 = 5;
 
 /// DNS redirection (`dns = "redirect"`).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DnsCapture {
     /// Our resolver.
     pub to: SocketAddr,
@@ -124,12 +124,12 @@ pub struct DnsCapture {
     /// Whose not, where it is everybody's: users of services that want none of it, and local resolvers.
     pub except: BTreeSet<u32>,
     /// Whose server it is.
-    #[serde(skip_serializing_if = "DnsServer::is_ours")]
+    #[serde(default, skip_serializing_if = "DnsServer::is_ours")]
     pub server: DnsServer,
 }
 
 /// Who answers redirected queries.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DnsServer {
     /// Our resolver. Queries go to it for as long as it gives its sign of life.

@@ -1,5 +1,7 @@
 //! Why a service cannot be planned. The other services are planned all the same.
 
+use std::net::SocketAddr;
+
 use ipnet::Ipv4Net;
 
 use crate::base::{Class, Explain};
@@ -148,6 +150,32 @@ pub enum PlanError {
         /// The service.
         id: ServiceId,
     },
+    /// The port over which somebody is logged in would be captured.
+    #[error("service `{id}` captures port {port}, over which {peer} is logged in ({server})")]
+    CapturesSsh {
+        /// The service.
+        id: ServiceId,
+        /// The port.
+        port: u16,
+        /// Who.
+        peer: SocketAddr,
+        /// Who serves the session.
+        server: String,
+    },
+    /// The same, and it was asked for (a warning).
+    #[error(
+        "service `{id}` captures port {port}, over which {peer} is logged in ({server}), as --force says"
+    )]
+    SshForced {
+        /// The service.
+        id: ServiceId,
+        /// The port.
+        port: u16,
+        /// Who.
+        peer: SocketAddr,
+        /// Who serves the session.
+        server: String,
+    },
     /// Nothing is refused while the sidecar is away (a warning).
     #[error(
         "service `{id}`: on_proxy_failure = \"open\" sends traffic in the clear while its sidecar is not live"
@@ -178,6 +206,8 @@ impl Explain for PlanError {
             PlanError::BindPort { .. } => "ENM-P020",
             PlanError::ListenTaken { .. } => "ENM-P021",
             PlanError::NoEffect { .. } => "ENM-P022",
+            PlanError::CapturesSsh { .. } => "ENM-P030",
+            PlanError::SshForced { .. } => "ENM-P031",
         }
     }
 
@@ -211,6 +241,13 @@ impl Explain for PlanError {
             PlanError::NoEffect { key, .. } => {
                 format!("take `{key}` out of `[proxy] config` or of Consul's proxy-defaults")
             }
+            PlanError::CapturesSsh { port, .. } => format!(
+                "nobody could log in there any more: add {port} to `capture.bypass.inbound_ports`, or say that it is \
+                 meant with `enmesh apply --force` (and `--confirm 60s`, to be let in again if it was not)"
+            ),
+            PlanError::SshForced { port, .. } => format!(
+                "sessions that are open live on; a new one to port {port} has to speak mutual TLS to the sidecar"
+            ),
             PlanError::PortsUsedUp { kind, .. } => format!("widen [ports] {kind} in the host file"),
             PlanError::VirtualIpsUsedUp { .. } => "widen virtual_ips in the host file".to_owned(),
             PlanError::NotYet { setting, .. } => format!("leave out `{setting}`; the CHANGELOG says when it comes"),

@@ -96,6 +96,12 @@ pub enum RedirectError {
         /// Why the rules of before could not be put back.
         second: String,
     },
+    /// Nothing in this driver lapses by itself.
+    #[error("the driver `{driver}` cannot take rules back by itself, so there is nothing to confirm with it")]
+    NoTrial {
+        /// Its name.
+        driver: &'static str,
+    },
     /// The recording driver was told to fail.
     #[error("told to fail: {0}")]
     Told(String),
@@ -121,6 +127,7 @@ impl Explain for RedirectError {
             RedirectError::IptablesLacks { .. } => "ENM-R015",
             RedirectError::IptablesRefused { .. } => "ENM-R016",
             RedirectError::HalfSet { .. } => "ENM-R017",
+            RedirectError::NoTrial { .. } => "ENM-R050",
         }
     }
 
@@ -182,6 +189,10 @@ impl Explain for RedirectError {
             RedirectError::HalfSet { .. } => {
                 "what refuses is set before what redirects, so nothing goes in the clear; \
                  `enmesh apply` again, and `iptables-save` shows what is there"
+            }
+            RedirectError::NoTrial { .. } => {
+                "install `nftables` (driver = \"auto\" takes it then), or `enmesh apply` without --confirm; \
+                 iptables has no rules with a time limit, and a program that takes them back may be dead by then"
             }
             RedirectError::Told(_) => "this driver is for tests",
         }

@@ -34,7 +34,7 @@ pub use recorded::{Call, Recorded};
 pub use ruleset::{ALWAYS_BYPASSED, DRAIN_MARK, GENERATION_MARK, TABLE};
 pub use watch::{Drift, DriftEvent, OwnCommits};
 
-use crate::base::Fault;
+use crate::base::{Deadline, Fault};
 use crate::config::value::ServiceId;
 use crate::plan::{Generation, RedirectPolicy};
 
@@ -95,6 +95,15 @@ pub struct Desired {
     pub live: BTreeSet<ServiceId>,
 }
 
+/// Rules that count for a time only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trial {
+    /// What counts afterwards; `None` leaves everything alone, as if no rules were there.
+    pub before: Option<Desired>,
+    /// When.
+    pub until: Deadline,
+}
+
 /// How the kernel's rules compare with what they shall be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Observed {
@@ -144,6 +153,19 @@ pub trait Firewall {
     /// `ENM-R013` the kernel does not let us listen.
     fn watch(&self) -> Result<Option<Drift>, Fault> {
         Ok(None)
+    }
+
+    /// From now on everything that is applied is on trial: when its time is over the kernel goes back to the
+    /// rules of before by itself, whoever is dead by then. `None` ends that: what is applied next is there to
+    /// stay. Nothing is touched until then.
+    ///
+    /// # Errors
+    /// `ENM-R050` this driver has nothing that lapses by itself.
+    fn on_trial(&self, trial: Option<Trial>) -> Result<(), Fault> {
+        match trial {
+            None => Ok(()),
+            Some(_) => Err(RedirectError::NoTrial { driver: self.name() }.into()),
+        }
     }
 
     /// The first of two steps of removal: new connections go direct from now on and nothing is

@@ -36,6 +36,8 @@ pub struct Setting {
     pub outlet: Outlet,
     /// Programs that it sees beside those of its tree: what, and where.
     pub programs: Vec<(PathBuf, &'static str)>,
+    /// Whether Envoy is not installed.
+    pub without_envoy: bool,
 }
 
 /// A booted host.
@@ -81,7 +83,7 @@ impl Machine {
         fs::create_dir(&self.group).expect("a control group can be made");
     }
 
-    fn tree(&self) -> PathBuf {
+    pub fn tree(&self) -> PathBuf {
         self.folder.join("tree")
     }
 
@@ -104,7 +106,6 @@ impl Machine {
             // Only a network that nspawn makes itself would bring this along.
             .arg("--capability=CAP_NET_ADMIN")
             .arg(format!("--bind-ro={}:{ITSELF}", itself.display()))
-            .arg(format!("--bind-ro={}:/usr/bin/envoy", envoy().display()))
             .env_clear()
             .env("PATH", PATH.trim_start_matches("PATH="))
             // The machine gets control groups of version 2 even where this one has others too.
@@ -112,6 +113,9 @@ impl Machine {
             .stdin(Stdio::null())
             .stdout(console.try_clone().expect("a descriptor can be doubled"))
             .stderr(console);
+        if !self.setting.without_envoy {
+            command.arg(format!("--bind-ro={}:/usr/bin/envoy", envoy().display()));
+        }
         for (program, there) in &self.setting.programs {
             command.arg(format!("--bind-ro={}:{there}", program.display()));
         }
@@ -244,6 +248,13 @@ impl Machine {
 
     /// Switches it off the orderly way (systemd stops every unit) and boots it again from its files.
     pub fn reboot(&mut self) {
+        self.power_off();
+        self.power_on();
+        self.wait_running();
+    }
+
+    /// Switches it off the orderly way. Its network stays as it left it until it is switched on.
+    pub fn power_off(&mut self) {
         self.run(&["systemctl", "--no-block", "poweroff"]);
         let deadline = Instant::now() + BOOT;
         let container = self.container.as_mut().expect("it was started");
@@ -251,8 +262,16 @@ impl Machine {
             assert!(Instant::now() < deadline, "the machine does not switch itself off");
             thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// Switches it on, and does not wait.
+    pub fn power_on(&mut self) {
         self.start();
-        self.wait_running();
+    }
+
+    /// Changes its files while it is off.
+    pub fn while_off(&self, work: impl FnOnce(&Path)) {
+        work(&self.tree());
     }
 }
 
@@ -349,6 +368,7 @@ fn install(tree: &Path) {
     let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd");
     for (file, folder) in [
         ("enmesh.service", "system"),
+        ("enmesh-early.service", "system"),
         ("envoy@.service", "system"),
         ("system-preset/80-enmesh.preset", "system-preset"),
         ("sysusers.d/enmesh.conf", "../sysusers.d"),
@@ -374,11 +394,14 @@ pub fn put(tree: &Path, path: &str, contents: impl AsRef<[u8]>) {
 
 /// Has a tree start enmesh when it boots.
 pub fn enable(tree: &Path) {
-    must(tool("systemctl"), &[&format!("--root={}", tree.display()), "enable", "enmesh.service"]);
+    must(
+        tool("systemctl"),
+        &[&format!("--root={}", tree.display()), "enable", "enmesh.service", "enmesh-early.service"],
+    );
 }
 
 /// Envoy on this machine.
-fn envoy() -> PathBuf {
+pub fn envoy() -> PathBuf {
     let named = std::env::var_os("ENMESH_ENVOY").map(PathBuf::from);
     let path = named.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/envoy"));
     let path = fs::canonicalize(&path).unwrap_or_else(|_| panic!("no Envoy at {}", path.display()));

@@ -17,6 +17,8 @@
 //! | `units` | the room `systemd` and the unit files |
 //! | `takeover` | the whole product: a host with a legacy service file moves over |
 //! | `life` | the whole product: two services through restarts, kills, an upgrade and the end |
+//! | `early` | closed from power-on to power-off |
+//! | `package` | a host without Envoy, whose package manager installs it |
 //! | `names` | a name server outside |
 //! | `lab` | the whole product with a real Consul: three machines |
 //! | `manager` | the whole product and systemd: watchdog, reload, scopes by unit, names, journal |
@@ -31,12 +33,14 @@
 )]
 
 mod cable;
+mod early;
 mod inner;
 mod lab;
 mod life;
 mod machine;
 mod manager;
 mod names;
+mod package;
 mod switch;
 mod takeover;
 mod tree;

@@ -15,8 +15,8 @@ use self::picture::Picture;
 use super::iptables;
 use super::ruleset::{self, Ruleset, json};
 use super::watch::{Drift, OwnCommits};
-use super::{Desired, Firewall, Observed, RedirectError};
-use crate::base::Fault;
+use super::{Desired, Firewall, Observed, RedirectError, Trial};
+use crate::base::{Deadline, Fault};
 
 pub(super) use command::nft;
 
@@ -33,6 +33,10 @@ pub struct Nftables {
     wordings: RefCell<Wordings>,
     /// What was set last and found to be there.
     known: RefCell<Option<Ruleset>>,
+    /// What is applied counts for a time only.
+    trial: RefCell<Option<Trial>>,
+    /// Until when, as the kernel was told last.
+    told: RefCell<Option<Deadline>>,
     /// What [`Drift`] need not tell.
     own: OwnCommits,
 }
@@ -43,8 +47,38 @@ impl Nftables {
         Self::default()
     }
 
-    fn load(&self, document: &Json) -> Result<(), RedirectError> {
-        command::load(&document.to_string()).map(|pid| self.own.add(pid))
+    /// With what is set, the kernel is told how much time is left.
+    fn load(&self, document: Json) -> Result<(), RedirectError> {
+        let until = self.trial.borrow().as_ref().map(|trial| trial.until.clone());
+        let document = match &until {
+            Some(until) => json::with_time(document, until.left().as_millis().div_ceil(1000) as u64),
+            None => document,
+        };
+        self.own.add(command::load(&document.to_string())?);
+        self.told.replace(until);
+        Ok(())
+    }
+
+    fn ruleset(&self, desired: &Desired) -> Ruleset {
+        let ruleset = ruleset::build(&desired.policy, &desired.live);
+        match &*self.trial.borrow() {
+            Some(Trial { before, .. }) => {
+                let before = before.as_ref().map(|before| ruleset::build(&before.policy, &before.live));
+                ruleset::trial::on_trial(ruleset, before)
+            }
+            None => ruleset,
+        }
+    }
+
+    /// Whether `desired` takes no table at all.
+    fn is_nothing(&self, desired: &Desired) -> bool {
+        desired.policy.is_empty() && self.trial.borrow().is_none()
+    }
+
+    /// Tells the kernel the time, where it was told another.
+    fn tell_time(&self) -> Result<(), RedirectError> {
+        let until = self.trial.borrow().as_ref().map(|trial| trial.until.clone());
+        if until.is_some() && *self.told.borrow() != until { self.load(json::nothing()) } else { Ok(()) }
     }
 
     /// What is in the kernel, or `None` when our table is not.
@@ -69,7 +103,7 @@ impl Nftables {
     /// Makes the table where there is none, and says how the one that is there differs. Trying is
     /// cheaper than asking first.
     fn make(&self, ruleset: &Ruleset, wanted: &Picture) -> Result<Vec<String>, RedirectError> {
-        match self.load(&json::create(ruleset)) {
+        match self.load(json::create(ruleset)) {
             Ok(()) => {
                 let differences = self.compare(wanted, true)?;
                 if differences.is_empty() {
@@ -89,7 +123,7 @@ impl Nftables {
         let wanted = Picture::of_commands(&json::replace(&ruleset));
         let known = self.known.take();
         let differences = match &known {
-            Some(known) if *known != ruleset => match self.load(&json::change(known, &ruleset)) {
+            Some(known) if *known != ruleset => match self.load(json::change(known, &ruleset)) {
                 Ok(()) => self.compare(&wanted, false)?,
                 // Somebody edited the table meanwhile.
                 Err(error) => {
@@ -103,13 +137,14 @@ impl Nftables {
         if !differences.is_empty() {
             let there_is_none = differences == [no_table()];
             let whole = if there_is_none { json::create(&ruleset) } else { json::replace(&ruleset) };
-            self.load(&whole)?;
+            self.load(whole)?;
             let mut left = self.compare(&wanted, true)?;
             if !left.is_empty() {
                 left.truncate(NAMED_DIFFERENCES);
                 return Err(RedirectError::ReadBack { differences: left });
             }
         }
+        self.tell_time()?;
         self.known.replace(Some(ruleset));
         Ok(differences)
     }
@@ -168,12 +203,12 @@ impl Firewall for Nftables {
     fn observe(&self, desired: &Desired) -> Result<Observed, Fault> {
         let found = Self::read()?;
         let generation = found.as_ref().and_then(|picture| picture.generation.clone());
-        let differences = match (found, desired.policy.is_empty()) {
+        let differences = match (found, self.is_nothing(desired)) {
             (None, true) => Vec::new(),
             (None, false) => vec![no_table()],
             (Some(_), true) => vec![format!("- table inet {}", ruleset::TABLE)],
             (Some(found), false) => {
-                let ruleset = ruleset::build(&desired.policy, &desired.live);
+                let ruleset = self.ruleset(desired);
                 let wanted = Picture::of_commands(&json::replace(&ruleset));
                 diff::differences(&wanted, &found, &self.wordings.borrow())
             }
@@ -182,32 +217,39 @@ impl Firewall for Nftables {
     }
 
     fn apply(&self, desired: &Desired) -> Result<(), Fault> {
-        if desired.policy.is_empty() {
+        if self.is_nothing(desired) {
             return self.remove();
         }
-        self.set(ruleset::build(&desired.policy, &desired.live))?;
+        self.set(self.ruleset(desired))?;
         Ok(())
     }
 
     fn repair(&self, desired: &Desired) -> Result<Vec<String>, Fault> {
         // One reading less than the two steps apart, which counts while traffic goes astray.
-        Ok(self.set(ruleset::build(&desired.policy, &desired.live))?)
+        Ok(self.set(self.ruleset(desired))?)
     }
 
     fn watch(&self) -> Result<Option<Drift>, Fault> {
         Drift::watch(self.own.clone()).map(Some)
     }
 
+    fn on_trial(&self, trial: Option<Trial>) -> Result<(), Fault> {
+        self.trial.replace(trial);
+        Ok(())
+    }
+
     fn drain(&self) -> Result<(), Fault> {
+        self.trial.take();
         if Self::read()?.is_some() {
             self.known.take();
-            self.load(&json::replace(&ruleset::husk()))?;
+            self.load(json::replace(&ruleset::husk()))?;
         }
         Ok(())
     }
 
     fn remove(&self) -> Result<(), Fault> {
+        self.trial.take();
         self.known.take();
-        Ok(self.load(&json::remove())?)
+        Ok(self.load(json::remove())?)
     }
 }

@@ -71,7 +71,7 @@ pub(super) fn names(rule: &super::Rule) -> impl Iterator<Item = &'static str> {
 }
 
 /// Name, key, value, interval: every set that there can be, in the order in which they are shown.
-const SHAPES: [(&str, &[Kind], Option<Kind>, bool); 35] = {
+pub(super) const SHAPES: [(&str, &[Kind], Option<Kind>, bool); 35] = {
     use Kind::{Family, Interface, Ip4, Ip6, Port, Protocol, Uid};
     [
         ("bypass_uids", &[Uid], None, false),

@@ -17,6 +17,7 @@ use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook, RejectCode};
 use serde_json::Value as Json;
 
 use super::change::Changes;
+use super::trial::TRIAL;
 use super::{
     Base, Chain, Element, Hook, Kind, NamedSet, Operand, Part, Rule, Ruleset, Selector, TABLE, Value,
 };
@@ -78,6 +79,30 @@ pub(in crate::redirect) fn change(old: &Ruleset, new: &Ruleset) -> Json {
     }
     commands.extend(changes.filled.iter().flat_map(|chain| rule_commands(chain)));
     with_commands(Batch::new(), commands)
+}
+
+/// `document`, and then `seconds` for the rules on trial: however often it is carried out, their time
+/// is over when it is.
+pub(in crate::redirect) fn with_time(mut document: Json, seconds: u64) -> Json {
+    let element = |family: &str| serde_json::json!({ "elem": { "val": family, "timeout": seconds } });
+    let set = serde_json::json!({ "family": "inet", "table": TABLE, "name": TRIAL });
+    let mut commands = vec![serde_json::json!({ "flush": { "set": set.clone() } })];
+    if seconds > 0 {
+        let mut elements = set;
+        if let Some(fields) = elements.as_object_mut() {
+            fields.insert("elem".to_owned(), Json::from(vec![element("ipv4"), element("ipv6")]));
+        }
+        commands.push(serde_json::json!({ "add": { "element": elements } }));
+    }
+    if let Some(all) = document.get_mut("nftables").and_then(Json::as_array_mut) {
+        all.extend(commands);
+    }
+    document
+}
+
+/// Nothing: a transaction to add to.
+pub(in crate::redirect) fn nothing() -> Json {
+    with_commands(Batch::new(), Vec::new())
 }
 
 fn remove_batch() -> Batch<'static> {

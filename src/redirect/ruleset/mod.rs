@@ -46,6 +46,7 @@
 //!   error at once and a timeout.
 //! - **The guards do not ask who is live**: a redirected connection never meets them, so they close
 //!   the gap as soon as the redirect is gone, and hold even where somebody else's NAT came first.
+//! - **On trial** ([`trial`]) two rulesets are in the table, and the kernel goes back to the one of before by itself.
 //! - **Everybody** (`scope = "host"`) has sets of its own, reached only by users that no other
 //!   service claims, live or not: a service whose sidecar is down must not fall into another's.
 
@@ -56,6 +57,7 @@ pub(super) mod json;
 #[cfg(test)]
 pub(super) mod tests;
 pub(super) mod text;
+pub(super) mod trial;
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -77,7 +79,7 @@ pub const GENERATION_MARK: &str = "enmesh:gen:";
 pub const DRAIN_MARK: &str = "enmesh:drain";
 
 /// A table's content.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Ruleset {
     pub sets: Vec<NamedSet>,
     pub chains: Vec<Chain>,

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::IpNet;
 use proptest::prelude::*;
 
-use super::{Operand, Part, Ruleset, Selector, Value, build, json, text};
+use super::{Element, Operand, Part, Ruleset, Selector, Value, build, json, text, trial};
 use crate::config::value::{PortRange, ServiceId};
 use crate::config::{Ipv6Policy, OnProxyFailure};
 use crate::plan::{Bypasses, Generation, InboundCapture, InboundPorts, OutboundCapture, RedirectPolicy, Who};
@@ -352,6 +352,40 @@ fn a_sidecar_that_comes_is_one_map_element() {
         .filter_map(|command| command.pointer("/flush/chain/name").cloned())
         .collect();
     assert_eq!(flushed, ["guard_out"]);
+}
+
+/// The same ruleset while the trial lasts.
+fn lasting(mut rules: Ruleset) -> Ruleset {
+    let set = rules.sets.iter_mut().find(|set| set.name == trial::TRIAL).unwrap();
+    let family = |word: &str| Element { key: vec![Value::Interface(word.to_owned())], to: None };
+    set.elements = ["ipv4", "ipv6"].map(family).to_vec();
+    rules
+}
+
+proptest! {
+    /// While the trial lasts the new rules decide everything, and afterwards those of before, to the letter.
+    #[test]
+    fn a_trial_goes_back_to_what_was((new, live) in policies(), (old, was_live) in policies(), first in any::<bool>()) {
+        let old_rules = (!first).then(|| build(&old, &was_live));
+        let new_rules = build(&new, &live);
+        let over = trial::on_trial(new_rules.clone(), old_rules.clone());
+        let old_rules = old_rules.unwrap_or_default();
+        let on = lasting(over.clone());
+        for (to, port) in destinations(&new).into_iter().chain(destinations(&old)) {
+            for uid in [0, 102, 1000, 1001, 5995, 7777] {
+                let syn = Syn { uid, to, port, interface: "eth0", local: false };
+                prop_assert_eq!(outbound(&on, syn), outbound(&new_rules, syn));
+                prop_assert_eq!(outbound(&over, syn), outbound(&old_rules, syn));
+            }
+        }
+        for port in [22, 8080, 8081, 8083, 9, 21000, 21003] {
+            for interface in ["eth0", "eth9", "lo"] {
+                let syn = Syn { uid: 0, to: "10.9.0.2".parse().unwrap(), port, interface, local: true };
+                prop_assert_eq!(inbound(&on, syn), inbound(&new_rules, syn));
+                prop_assert_eq!(inbound(&over, syn), inbound(&old_rules, syn));
+            }
+        }
+    }
 }
 
 fn count(rules: &Ruleset) -> usize {

@@ -66,6 +66,7 @@ impl Lab {
             let setting = Setting {
                 outlet: crate::cable::Outlet::Switch(switch.port(name, address)),
                 programs: vec![(consul_program(), "/usr/bin/consul")],
+                without_envoy: false,
             };
             Machine::boot_in(&format!("{}-{name}", recipe.name), setting, |tree| {
                 prepare(tree, name, address, &recipe.consul);
