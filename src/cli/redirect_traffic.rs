@@ -169,7 +169,7 @@ impl RedirectTraffic {
         let variable = |name: &str| self.consul.variable(name);
         let root = global.root();
         let done = match (self.remove, self.dry_run) {
-            (true, _) => hand.take_back(self.drain).await?,
+            (true, _) => hand.take_back(self.drain)?,
             (false, true) => hand.show(&root, &variable).await?,
             (false, false) => hand.set(&root, &variable, self.take_over).await?,
         };

@@ -98,7 +98,7 @@ impl Hand {
     ///
     /// # Errors
     /// The kernel; `ENM-D040` the rules are those of a plan.
-    pub async fn take_back(&self, drain: Duration) -> Result<Done, Fault> {
+    pub fn take_back(&self, drain: Duration) -> Result<Done, Fault> {
         let (driver, netns) = (self.driver, self.netns.clone());
         self.within(move || take_back(driver, netns, drain))
     }

@@ -76,7 +76,7 @@ fn what_is_none_is_an_error_with_a_code() {
         "\"22\"",
         "$(id)",
         "2\n2",
-        "2\02",
+        "2\u{0}2",
         "no-such",
     ] {
         let port = Flags { exclude_inbound_ports: texts(&[bad]), ..flags() };
