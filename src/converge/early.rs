@@ -26,7 +26,9 @@ use crate::redirect::{self, Desired, Firewall, Iptables, Nftables};
 #[derive(Debug, thiserror::Error)]
 pub enum EarlyError {
     /// What was recorded is of no use.
-    #[error("the rules of the last generation cannot be read from {path}: {why}; the host is closed by its configuration")]
+    #[error(
+        "the rules of the last generation cannot be read from {path}: {why}; the host is closed by its configuration"
+    )]
     NoRecord {
         /// The state.
         path: String,
@@ -215,7 +217,10 @@ mod tests {
         let mut state = State::default();
         let rules = |port: u16| Guard {
             driver: "nftables".to_owned(),
-            policy: RedirectPolicy { virtual_route: None, ..plan_of_nobody(&HostConfig::default(), port > 0) },
+            policy: RedirectPolicy {
+                virtual_route: None,
+                ..plan_of_nobody(&HostConfig::default(), port > 0)
+            },
             live: BTreeSet::new(),
         };
         state.generation = Some(plan::Generation { number: 3, hash: "abc".to_owned() });

@@ -36,8 +36,11 @@ struct Socket {
 /// The sessions of the calling thread's network namespace.
 pub fn sessions(root: &Root) -> BTreeSet<SshSession> {
     let tables = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"];
-    let sockets: Vec<Socket> =
-        tables.iter().filter_map(|path| fs::read_to_string(path).ok()).flat_map(|table| sockets(&table)).collect();
+    let sockets: Vec<Socket> = tables
+        .iter()
+        .filter_map(|path| fs::read_to_string(path).ok())
+        .flat_map(|table| sockets(&table))
+        .collect();
     let ports = sockets.iter().filter(|socket| !socket.established).map(|socket| socket.local.port());
     let listening: BTreeSet<u16> = ports.collect();
     let inbound: BTreeMap<u64, &Socket> = sockets
@@ -163,7 +166,8 @@ fn sockets(table: &str) -> Vec<Socket> {
 fn end(text: &str) -> Option<SocketAddr> {
     let (address, port) = text.split_once(':')?;
     let port = u16::from_str_radix(port, 16).ok()?;
-    let word = |at: usize| Some(u32::from_str_radix(address.get(at * 8..at * 8 + 8)?, 16).ok()?.to_ne_bytes());
+    let word =
+        |at: usize| Some(u32::from_str_radix(address.get(at * 8..at * 8 + 8)?, 16).ok()?.to_ne_bytes());
     let ip = match address.len() {
         8 => Ipv4Addr::from(word(0)?).into(),
         32 => {
@@ -200,7 +204,8 @@ mod tests {
     fn what_sshd_was_told() {
         let title = "sshd: /usr/sbin/sshd -D -p 2222 -p2223 [listener] 0 of 10-100 startups";
         assert_eq!(ports_of_arguments(title), BTreeSet::from([2222, 2223]));
-        let text = "#Port 1\nPort 2224\n port=2225\nListenAddress 10.0.0.1:2226\nListenAddress ::\nUsePAM yes\n";
+        let text =
+            "#Port 1\nPort 2224\n port=2225\nListenAddress 10.0.0.1:2226\nListenAddress ::\nUsePAM yes\n";
         assert_eq!(ports_of_configuration(text), BTreeSet::from([2224, 2225, 2226]));
     }
 

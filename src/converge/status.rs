@@ -106,8 +106,9 @@ impl Status {
         self.version = env!("CARGO_PKG_VERSION");
         [self.driver, self.units, self.control_plane] = engine.adapters();
         self.consul = engine.consul();
-        self.pending =
-            engine.pending().map(|until| PendingStatus { deadline: now() + until.left().as_millis().div_ceil(1000) as u64 });
+        self.pending = engine
+            .pending()
+            .map(|until| PendingStatus { deadline: now() + until.left().as_millis().div_ceil(1000) as u64 });
         let plan = engine.plan_in_force();
         self.generation = plan.map(|plan| plan.generation.clone());
         self.trust_domain = plan.map(|plan| plan.mesh.trust_domain.clone()).unwrap_or_default();

@@ -16,8 +16,8 @@ use sha2::{Digest, Sha256};
 use super::engine::{Engine, Outcome, keep, read};
 use super::state::{Before, Guard, Pending, Remembered, State};
 use crate::base::{Class, Deadline, Explain, Fault};
-use crate::config::value::Span;
 use crate::config::Config;
+use crate::config::value::Span;
 use crate::redirect::{Desired, Trial};
 
 /// The kernel counts in seconds, and nobody reads and types in less than one.

@@ -21,9 +21,7 @@ use crate::base::units::UnitEvent;
 use crate::base::{Explain, Fault, Root, files};
 use crate::config;
 use crate::config::value::Span;
-use crate::converge::{
-    Asked, ConvergeError, Engine, Lock, News, Outcome, Purpose, Status, TrialError,
-};
+use crate::converge::{Asked, ConvergeError, Engine, Lock, News, Outcome, Purpose, Status, TrialError};
 use crate::supervise::reap;
 use crate::systemd::notify;
 use control::{Deed, Done, Names, Request};

@@ -163,7 +163,9 @@ pub enum PlanError {
         server: String,
     },
     /// The same, and it was asked for (a warning).
-    #[error("service `{id}` captures port {port}, over which {peer} is logged in ({server}), as --force says")]
+    #[error(
+        "service `{id}` captures port {port}, over which {peer} is logged in ({server}), as --force says"
+    )]
     SshForced {
         /// The service.
         id: ServiceId,

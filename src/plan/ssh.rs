@@ -78,8 +78,10 @@ mod tests {
 
     #[test]
     fn what_a_second_session_would_meet() {
-        let address =
-            |interface: &str, ip: &str| HostAddress { interface: interface.to_owned(), address: ip.parse().unwrap() };
+        let address = |interface: &str, ip: &str| HostAddress {
+            interface: interface.to_owned(),
+            address: ip.parse().unwrap(),
+        };
         let addresses = vec![address("eth0", "10.0.0.2"), address("wg0", "10.1.0.2")];
         let facts = HostFacts { addresses, ..HostFacts::default() };
         let taken = |capture: &InboundCapture, local: &str, peer: &str| {

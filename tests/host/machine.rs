@@ -394,7 +394,10 @@ pub fn put(tree: &Path, path: &str, contents: impl AsRef<[u8]>) {
 
 /// Has a tree start enmesh when it boots.
 pub fn enable(tree: &Path) {
-    must(tool("systemctl"), &[&format!("--root={}", tree.display()), "enable", "enmesh.service", "enmesh-early.service"]);
+    must(
+        tool("systemctl"),
+        &[&format!("--root={}", tree.display()), "enable", "enmesh.service", "enmesh-early.service"],
+    );
 }
 
 /// Envoy on this machine.

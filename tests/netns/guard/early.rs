@@ -81,7 +81,11 @@ fn a_torn_state_closes_the_host_all_the_same() {
         let said = site.bed.run(&["early", "--json"]);
         let said_codes: Vec<_> =
             said.json()["faults"].as_array().unwrap().iter().map(|fault| fault["code"].clone()).collect();
-        assert_eq!((said.code, &said_codes), (Some(1), &codes.into_iter().map(Into::into).collect()), "{said:?}");
+        assert_eq!(
+            (said.code, &said_codes),
+            (Some(1), &codes.into_iter().map(Into::into).collect()),
+            "{said:?}"
+        );
         assert_eq!(site.fate("240.1.2.3:80"), Fate::Refused);
         assert_eq!(fs::read(site.bed.path(STATE_FILE)).unwrap(), torn, "it is left for the daemon");
         site.bed.nft(&["flush", "ruleset"], "").unwrap();

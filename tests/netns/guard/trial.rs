@@ -4,8 +4,7 @@ use crate::host_bed::{API, API_FILE, HOST_FILE, STATE_FILE};
 use crate::site::{DB, Fate, OTHER, Site, answers};
 
 /// `api` as it is, but connections to the port of `db` are left alone.
-const BYPASSING: &str =
-    "name = \"api\"\nport = 8080\n\n[capture]\nscope = \"user:api-app\"\n\n[capture.bypass]\noutbound_ports = [5432]\n";
+const BYPASSING: &str = "name = \"api\"\nport = 8080\n\n[capture]\nscope = \"user:api-app\"\n\n[capture.bypass]\noutbound_ports = [5432]\n";
 
 /// Begins a trial and then writes the file, as one does where the daemon runs.
 fn try_out(site: &Site, time: &str, service: &str) {
