@@ -86,7 +86,7 @@ pub(in crate::redirect) fn change(old: &Ruleset, new: &Ruleset) -> Json {
 pub(in crate::redirect) fn with_time(mut document: Json, seconds: u64) -> Json {
     let element = |family: &str| serde_json::json!({ "elem": { "val": family, "timeout": seconds } });
     let set = serde_json::json!({ "family": "inet", "table": TABLE, "name": TRIAL });
-    let mut commands = vec![serde_json::json!({ "flush": { "set": set.clone() } })];
+    let mut commands = vec![serde_json::json!({ "flush": { "set": &set } })];
     if seconds > 0 {
         let mut elements = set;
         if let Some(fields) = elements.as_object_mut() {
