@@ -120,6 +120,7 @@ fn left_behind(root: &Path) -> Vec<std::path::PathBuf> {
     left
 }
 
+/// Row 35.
 #[test]
 fn a_connection_lives_on_while_both_daemons_are_replaced() {
     let mut scene = Scene::set("calm");

@@ -6,6 +6,8 @@
 //! measurement.
 
 #[cfg(test)]
+mod containers;
+#[cfg(test)]
 mod drivers;
 #[cfg(test)]
 mod iptables;

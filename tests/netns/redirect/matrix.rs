@@ -77,6 +77,7 @@ fn without_scope(address: &str) -> String {
     }
 }
 
+/// Row 82 is this and everything below with iptables.
 fn users_with_live_sidecars(driver: Driver) {
     let rows: &[Row] = &[
         ("1", Host(APP), "240.0.0.1:80", At("out")),
@@ -340,7 +341,7 @@ fn dns_of_everybody(driver: Driver) {
         ("57", HostUdp(APP), "127.0.0.53:53", At("resolver")),
         ("57b", Host(APP), "127.0.0.53:53", At("resolver")),
         ("63 an app asks Azure's resolver", HostUdp(APP), "168.63.129.16:53", At("resolver")),
-        ("63b Azure's agent, whose user is exempt", HostUdp(RESOLVER), "168.63.129.16:53", At("peer")),
+        ("63b Azure's agent, whose user is exempt", Host(RESOLVER), "168.63.129.16:53", At("peer")),
         ("59", HostUdp(RESOLVER), "10.9.0.1:53", At("peer")),
         ("59b", Host(RESOLVER), "10.9.0.1:53", At("peer")),
         ("58", HostUdp(CONSUL), "10.9.0.1:53", At("peer")),
