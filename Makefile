@@ -42,8 +42,14 @@ tools-netns: tools-build
 	    'iptables-restore:iptables:the second driver and the comparison in the benches use it' \
 	    'ip:iproute2:tests and demo look at their namespaces with ip' \
 	    '/etc/ssl/certs/ca-certificates.crt:ca-certificates:downloads are checked against it'
+	@scripts/need \
+	    'python3:python3:firewalld, beside which rules are tested, is written in it' \
+	    '/usr/lib/python3/dist-packages/gi:python3-gi:firewalld needs it' \
+	    '/usr/lib/python3/dist-packages/dbus:python3-dbus:firewalld needs it' \
+	    'dbus-daemon:dbus-daemon:firewalld gets a bus of its own'
 	@scripts/fetch-envoy
 	@scripts/fetch-consul
+	@scripts/fetch-neighbours
 
 tools-host: tools-netns
 	@scripts/need \

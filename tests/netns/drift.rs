@@ -112,6 +112,7 @@ const EDITS: [(&str, &str); 7] = [
     ("add chain inet enmesh more", "- chain more"),
 ];
 
+/// Rows 71 and 72.
 #[test]
 fn every_change_is_repaired_counted_and_told() {
     let bed = settled();

@@ -4,273 +4,30 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "in a test a failure is a panic")]
 #![allow(clippy::indexing_slicing, clippy::print_stderr, reason = "in a test a failure is a panic")]
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use enmesh::base::{Fault, exec};
 use enmesh::config::StaticConfig;
-use enmesh::daemon::client;
-use enmesh::demo::process::Process;
-use enmesh::demo::stage::{APP_PORT, ENVOY_USER, Host, INTERFACE, Stage};
+use enmesh::demo::stage::{APP_PORT, Host, INTERFACE};
 use enmesh::demo::wire::{Tap, unexpected_ports};
-use enmesh::envoy::Admin;
 use enmesh::{mesh, netns};
-use host_bed::{envoy, envoys, until};
+use host_bed::{envoys, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use serde_json::Value;
+use scene::{Hammer, PUBLIC_PORT, READY, SECRET, Scene, ask, connect, service};
 
 #[path = "../support/host_bed.rs"]
 mod host_bed;
+#[path = "../support/scene.rs"]
+mod scene;
 
-/// In everything that the client and the app say.
-const SECRET: &str = "the-storm-must-not-hear-this";
-/// Where sidecars of `api` listen: the first port of the range.
-const PUBLIC_PORT: u16 = 21_000;
-/// How long a host may take to be ready again.
-const READY: Duration = Duration::from_secs(10);
 /// How often a daemon is killed.
 const ROUNDS: u32 = 16;
-
-/// Both hosts with their daemons and, on `api`, the app.
-struct Scene {
-    daemons: BTreeMap<&'static str, Process>,
-    stop: Arc<AtomicBool>,
-    app: Option<JoinHandle<()>>,
-    envoy: std::path::PathBuf,
-    /// The last field, so that it goes last.
-    stage: Stage,
-}
-
-impl Scene {
-    /// Builds the stage, starts the app and both daemons, and waits until they are ready.
-    fn set(name: &str) -> Scene {
-        let tag = format!("enmesh-{name}-{}", std::process::id());
-        let stage = Stage::build(&tag, Path::new(host_bed::enmesh())).expect("these tests need root and nft");
-        for host in [&stage.web, &stage.api] {
-            let passwd = format!(
-                "root:x:0:0::/root:/bin/false\nenvoy:x:{ENVOY_USER}:{ENVOY_USER}::/:/bin/false\n\
-                 web-app:x:10001:10001::/:/bin/false\n"
-            );
-            host.write("/etc/passwd", &passwd).unwrap();
-            host.write("/etc/enmesh/peers.toml", &peers(host, &stage)).unwrap();
-            let host_file = format!(
-                "control_plane = \"static\"\nprofile = \"container\"\n\n[envoy]\npath = {:?}\ndrain = \"1s\"\n",
-                host.envoy()
-            );
-            host.write("/etc/enmesh/enmesh.toml", &host_file).unwrap();
-        }
-        stage.web.write("/etc/enmesh/services/web.toml", "name = \"web\"\n").unwrap();
-        stage.api.write("/etc/enmesh/services/api.toml", &service(0)).unwrap();
-        share_ca(&stage);
-        let stop = Arc::new(AtomicBool::new(false));
-        let app = Some(app(&stage.api, &stop));
-        let mut scene = Scene { daemons: BTreeMap::new(), stop, app, envoy: envoy(), stage };
-        for name in ["web", "api"] {
-            scene.start(name);
-        }
-        scene.await_ready();
-        scene
-    }
-
-    fn host(&self, name: &str) -> &Host {
-        if name == "web" { &self.stage.web } else { &self.stage.api }
-    }
-
-    fn start(&mut self, name: &'static str) {
-        let daemon = self.host(name).start_daemon(&self.envoy).unwrap();
-        self.daemons.insert(name, daemon);
-    }
-
-    /// Ends the daemon without asking.
-    fn kill(&mut self, name: &'static str) {
-        drop(self.daemons.remove(name).unwrap());
-    }
-
-    /// Ends the daemon without asking and starts another one.
-    fn replace(&mut self, name: &'static str) {
-        self.kill(name);
-        self.start(name);
-    }
-
-    fn status(&self, name: &str) -> Value {
-        let root = self.host(name).root();
-        netns::block_on(client::status(&root)).unwrap().ok().flatten().unwrap_or_default()
-    }
-
-    fn await_ready(&self) {
-        for name in ["web", "api"] {
-            let ready = until(name, READY, || {
-                let status = self.status(name);
-                if status["ready"] == true { Ok(()) } else { Err(format!("{status:#}")) }
-            });
-            ready.unwrap_or_else(|e| panic!("{e}\n{}", self.log(name)));
-        }
-    }
-
-    fn log(&self, name: &str) -> String {
-        let log = fs::read_to_string(self.host(name).log()).unwrap_or_default();
-        let lines: Vec<&str> = log.lines().collect();
-        lines[lines.len().saturating_sub(40)..].join("\n")
-    }
-
-    fn sidecar(&self, name: &str) -> u64 {
-        self.status(name)["services"][name]["pid"].as_u64().unwrap()
-    }
-
-    fn virtual_ip(&self) -> IpAddr {
-        // Of a service of another host the status says nothing; the plan does.
-        let said = self.enmesh("web", &["render", "dns"]);
-        let line = said.lines().find(|line| line.starts_with("api.virtual.consul. IN A ")).expect(&said);
-        line.rsplit(' ').next().unwrap().parse().unwrap()
-    }
-
-    /// Runs a command on a host; it has to succeed.
-    fn enmesh(&self, name: &str, arguments: &[&str]) -> String {
-        let host = self.host(name);
-        let root = host.root().path().to_str().unwrap().to_owned();
-        let arguments: Vec<&str> = arguments.iter().copied().chain(["--root", &root]).collect();
-        let program = Path::new(host_bed::enmesh());
-        let output = host.namespace.run(|| exec::run(program, &arguments, b"", READY).unwrap()).unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(output.status.success(), "{arguments:?}: {text}{}", output.stderr);
-        text
-    }
-
-    fn admin(&self, name: &str) -> Admin {
-        Admin::new(self.host(name).root().join(format!("/run/enmesh/{name}/admin/envoy.sock")))
-    }
-
-    fn stats(&self, name: &str, pattern: &str) -> BTreeMap<String, u64> {
-        netns::block_on(self.admin(name).stats(pattern)).unwrap().unwrap()
-    }
-}
-
-impl Drop for Scene {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
-        let _ = self.app.take().map(JoinHandle::join);
-    }
-}
-
-fn peers(host: &Host, stage: &Stage) -> String {
-    let address = stage.api.address;
-    let mut text =
-        "[[service]]\nname = \"web\"\n\n[[service]]\nname = \"api\"\nallow = [\"web\"]\n".to_owned();
-    if host.name == "web" {
-        text += &format!(
-            "\n[[service.instance]]\naddress = \"{address}\"\nport = {PUBLIC_PORT}\nservice_port = {APP_PORT}\n"
-        );
-    }
-    text
-}
-
-/// The file of `api`, with something in it that changes its sidecar's clusters.
-fn service(number: u32) -> String {
-    let timeout = 5000 + number;
-    format!(
-        "name = \"api\"\nport = {APP_PORT}\ntags = [\"n{number}\"]\n\n[proxy.config]\nlocal_connect_timeout_ms = {timeout}\n"
-    )
-}
-
-fn share_ca(stage: &Stage) {
-    let config = StaticConfig::default();
-    mesh::ca_init(&stage.web.root(), &config, &mesh::InitRequest::default(), SystemTime::now()).unwrap();
-    let (from, to) = (stage.web.root().join(&config.ca), stage.api.root().join(&config.ca));
-    fs::create_dir_all(&to).unwrap();
-    for name in ["root.pem", "root.key"] {
-        // Copies the mode along.
-        fs::copy(from.join(name), to.join(name)).unwrap();
-    }
-}
-
-/// Sends every line back, with the secret in it, until told to stop.
-fn app(host: &Host, stop: &Arc<AtomicBool>) -> JoinHandle<()> {
-    let listener = host.namespace.run(|| TcpListener::bind(("0.0.0.0", APP_PORT)).unwrap()).unwrap();
-    listener.set_nonblocking(true).unwrap();
-    let stop = Arc::clone(stop);
-    thread::spawn(move || {
-        while !stop.load(Ordering::Acquire) {
-            match listener.accept() {
-                Ok((stream, _)) => drop(thread::spawn(move || echo(stream))),
-                Err(_) => thread::sleep(Duration::from_millis(2)),
-            }
-        }
-    })
-}
-
-fn echo(mut stream: TcpStream) {
-    let _ = stream.set_nonblocking(false);
-    let mut buffer = [0; 4096];
-    while let Ok(count) = stream.read(&mut buffer) {
-        if count == 0 || stream.write_all(&buffer[..count]).is_err() {
-            return;
-        }
-    }
-}
-
-/// One question and its answer over a connection that is there.
-fn ask(stream: &mut TcpStream) -> std::io::Result<()> {
-    let question = format!("{SECRET}\n");
-    stream.set_read_timeout(Some(Duration::from_secs(3)))?;
-    stream.write_all(question.as_bytes())?;
-    let mut answer = vec![0; question.len()];
-    stream.read_exact(&mut answer)?;
-    if answer == question.as_bytes() { Ok(()) } else { Err(std::io::Error::other("another answer")) }
-}
-
-fn connect(host: &Host, address: SocketAddr) -> std::io::Result<TcpStream> {
-    let limit = Duration::from_secs(1);
-    host.namespace.run(|| TcpStream::connect_timeout(&address, limit)).unwrap()
-}
-
-/// A client that asks over new connections all the time, one way and the other.
-struct Hammer {
-    stop: Arc<AtomicBool>,
-    answered: Arc<AtomicU64>,
-    refused: Arc<AtomicU64>,
-    threads: Vec<JoinHandle<Result<(), Fault>>>,
-}
-
-impl Hammer {
-    fn start(host: &Host, addresses: [SocketAddr; 2]) -> Hammer {
-        let (stop, answered, refused) = Default::default();
-        let mut hammer = Hammer { stop, answered, refused, threads: Vec::new() };
-        for address in addresses {
-            let (stop, answered, refused) =
-                (Arc::clone(&hammer.stop), Arc::clone(&hammer.answered), Arc::clone(&hammer.refused));
-            let work = move || {
-                while !stop.load(Ordering::Acquire) {
-                    let asked = TcpStream::connect_timeout(&address, Duration::from_secs(1));
-                    let count =
-                        if asked.and_then(|mut s| ask(&mut s)).is_ok() { &answered } else { &refused };
-                    count.fetch_add(1, Ordering::Relaxed);
-                    thread::sleep(Duration::from_millis(4));
-                }
-            };
-            hammer.threads.push(host.namespace.spawn(work).unwrap());
-        }
-        hammer
-    }
-
-    /// Answers and failures.
-    fn stop(mut self) -> (u64, u64) {
-        self.stop.store(true, Ordering::Release);
-        for thread in self.threads.drain(..) {
-            thread.join().unwrap().unwrap();
-        }
-        (self.answered.load(Ordering::Relaxed), self.refused.load(Ordering::Relaxed))
-    }
-}
 
 /// Said at the start, so that a bad storm can be called up again: `ENMESH_SEED=…`.
 fn seed() -> u64 {
@@ -363,6 +120,7 @@ fn left_behind(root: &Path) -> Vec<std::path::PathBuf> {
     left
 }
 
+/// Row 35.
 #[test]
 fn a_connection_lives_on_while_both_daemons_are_replaced() {
     let mut scene = Scene::set("calm");

@@ -50,6 +50,16 @@ impl Table {
     }
 }
 
+/// Whether something of ours may be in the table of this name.
+pub(in crate::redirect) fn is_table(name: &str) -> bool {
+    Table::ALL.iter().any(|table| table.word() == name)
+}
+
+/// Whether jumps to us stand in the chain of this name, in some table.
+pub(in crate::redirect) fn jumps_from(chain: &str) -> bool {
+    [Hook::Prerouting, Hook::Input, Hook::Output].iter().any(|hook| kernel_chain(*hook) == chain)
+}
+
 /// What of ours is in a table.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Content {
@@ -89,11 +99,7 @@ fn is_mark(chain: &Chain) -> bool {
 
 /// The table of a base chain, and the kernel's own chain that leads to it.
 fn place(base: Base) -> (Table, &'static str) {
-    let own = match base.hook {
-        Hook::Prerouting => "PREROUTING",
-        Hook::Input => "INPUT",
-        Hook::Output => "OUTPUT",
-    };
+    let own = kernel_chain(base.hook);
     let table = match base.nat {
         true => Table::Nat,
         // Before connection tracking there is only this one.
@@ -101,6 +107,14 @@ fn place(base: Base) -> (Table, &'static str) {
         false => Table::Filter,
     };
     (table, own)
+}
+
+fn kernel_chain(hook: Hook) -> &'static str {
+    match hook {
+        Hook::Prerouting => "PREROUTING",
+        Hook::Input => "INPUT",
+        Hook::Output => "OUTPUT",
+    }
 }
 
 fn name_of(chain: &str) -> String {

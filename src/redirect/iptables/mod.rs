@@ -10,7 +10,7 @@
 //! - No priorities. Our jump is the **last** rule of nat's chains, so that ports that Docker publishes stay Docker's,
 //!   and the **first** of filter's and raw's, before any REJECT or ACCEPT of others. Where
 //!   others come later the jump is out of place; that is a difference, and put right like any other.
-//! - Nothing tells of changes; they are found when somebody looks.
+//! - Of changes by others the kernel tells in the flavour nft only; in the other one they are found by looking.
 //!
 //! Nothing but chains of that name and the rules that lead to them is ever changed or removed. Tables that are as they
 //! shall be are not touched.
@@ -28,6 +28,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::path::Path;
 
+pub(super) use compile::{PREFIX, is_table, jumps_from};
 use compile::{Table, compile};
 use diff::Wordings;
 pub(super) use line::Family;
@@ -36,6 +37,7 @@ pub use tool::Flavour;
 pub(super) use tool::Tool;
 
 use super::ruleset::{self, Ruleset};
+use super::watch::{Drift, LOOK_EVERY, OwnCommits, Scope};
 use super::{Desired, Firewall, Observed, RedirectError, nftables};
 use crate::base::Fault;
 
@@ -52,6 +54,8 @@ pub struct Iptables {
     wordings: RefCell<Wordings>,
     /// Whether it was looked for rules that the other driver left behind.
     looked: Cell<bool>,
+    /// What [`Drift`] need not tell.
+    own: OwnCommits,
 }
 
 /// One family: what shall be, and what was found.
@@ -107,7 +111,7 @@ impl Iptables {
             work.push(Work { family, wanted, found, tables });
         }
         work.retain(|one| !one.tables.is_empty());
-        carry_out(tool, &work)?;
+        carry_out(tool, &work, &self.own)?;
         self.read_back(tool, &work)?;
         if !work.is_empty() && !self.looked.replace(true) {
             retire_the_other();
@@ -137,10 +141,10 @@ fn families() -> impl Iterator<Item = Family> {
 }
 
 /// Sets every family; when one fails, those before it and what of it is set already go back.
-fn carry_out(tool: Tool, work: &[Work]) -> Result<(), RedirectError> {
+fn carry_out(tool: Tool, work: &[Work], own: &OwnCommits) -> Result<(), RedirectError> {
     for (index, Work { family, wanted, found, tables }) in work.iter().enumerate() {
-        let Err(error) = tool.load(*family, &shape::document(wanted, found, tables)) else { continue };
-        let undone = work.iter().take(index + 1).rev().try_for_each(|work| put_back(tool, work));
+        let Err(error) = load(tool, *family, &shape::document(wanted, found, tables), own) else { continue };
+        let undone = work.iter().take(index + 1).rev().try_for_each(|work| put_back(tool, work, own));
         return Err(match undone {
             Ok(()) => error,
             Err(second) => RedirectError::HalfSet { first: error.to_string(), second: second.to_string() },
@@ -149,9 +153,16 @@ fn carry_out(tool: Tool, work: &[Work]) -> Result<(), RedirectError> {
     Ok(())
 }
 
-fn put_back(tool: Tool, work: &Work) -> Result<(), RedirectError> {
+fn put_back(tool: Tool, work: &Work, own: &OwnCommits) -> Result<(), RedirectError> {
     let now = tool.read(work.family)?;
-    tool.load(work.family, &shape::document(&work.found, &now, &work.tables))
+    load(tool, work.family, &shape::document(&work.found, &now, &work.tables), own)
+}
+
+/// Has `document` carried out; its commits, one a table, are our own.
+fn load(tool: Tool, family: Family, document: &str, own: &OwnCommits) -> Result<(), RedirectError> {
+    let pid = tool.load(family, document)?;
+    document.lines().filter(|line| *line == "COMMIT").for_each(|_| own.add(pid));
+    Ok(())
 }
 
 /// Removes what the driver `nftables` left behind, now that our rules are there: the host changed its driver.
@@ -232,6 +243,18 @@ impl Firewall for Iptables {
     fn repair(&self, desired: &Desired) -> Result<Vec<String>, Fault> {
         // One reading less than the two steps apart.
         Ok(self.set(&ruleset::build(&desired.policy, &desired.live))?)
+    }
+
+    fn watch(&self) -> Result<Option<Drift>, Fault> {
+        Ok(Some(match self.tool()?.flavour {
+            Flavour::Nft => Drift::of(Scope::OwnChains, self.own.clone())?,
+            Flavour::Legacy => {
+                tracing::info!(
+                    "iptables-legacy announces no changes, so rules are looked at every {LOOK_EVERY:?}"
+                );
+                Drift::by_looking()
+            }
+        }))
     }
 
     fn drain(&self) -> Result<(), Fault> {

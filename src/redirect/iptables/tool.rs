@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::compile::PREFIX;
 use super::line::Family;
 use super::shape::{Shapes, saved};
-use crate::base::exec;
+use crate::base::exec::{self, Output};
 use crate::redirect::RedirectError;
 
 /// What takes longer than this hangs; ten thousand rules take about a second.
@@ -103,7 +103,7 @@ impl Tool {
         if self.flavour == Flavour::Legacy && has_no_legacy_tables(family) {
             return Ok(String::new());
         }
-        run(&program, &[], b"").map(|output| String::from_utf8_lossy(&output).into_owned())
+        run(&program, &[], b"").map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// What of ours is there.
@@ -114,13 +114,13 @@ impl Tool {
         self.save(family).map(|text| saved(&text))
     }
 
-    /// Has `document` carried out, table by table.
+    /// Has `document` carried out, table by table, and returns the number of the process.
     ///
     /// # Errors
     /// The program is not there, or says no; tables before the one that is refused are set then.
-    pub fn load(self, family: Family, document: &str) -> Result<(), RedirectError> {
+    pub fn load(self, family: Family, document: &str) -> Result<u32, RedirectError> {
         let program = self.program(family, "restore")?;
-        run(&program, &["--noflush", WAIT], document.as_bytes()).map(drop)
+        run(&program, &["--noflush", WAIT], document.as_bytes()).map(|output| output.pid)
     }
 }
 
@@ -150,10 +150,10 @@ fn weight(saved: &str) -> u8 {
     }
 }
 
-fn run(program: &Path, arguments: &[&str], stdin: &[u8]) -> Result<Vec<u8>, RedirectError> {
+fn run(program: &Path, arguments: &[&str], stdin: &[u8]) -> Result<Output, RedirectError> {
     let output = exec::run(program, arguments, stdin, LIMIT)
         .map_err(|fault| RedirectError::NotRun { message: fault.message })?;
-    if output.status.success() { Ok(output.stdout) } else { Err(explain(&output.stderr, stdin)) }
+    if output.status.success() { Ok(output) } else { Err(explain(&output.stderr, stdin)) }
 }
 
 /// The error behind what was written. There is only text to tell by.

@@ -259,6 +259,20 @@ fn the_flavour_is_the_one_in_use() {
     }
 }
 
+/// Row 81: a host without `nft` gets the other driver. (What that one cannot promise is in docs/drivers.md.)
+#[test]
+fn without_nft_it_is_iptables() {
+    let name = Space::new().run(|| {
+        let hidden = || {
+            let nft = exec::find("nft").unwrap();
+            enmesh::netns::mount_privately(&[(std::path::Path::new("/dev/null"), &nft)]).unwrap();
+            (best().name(), Nftables::new().apply(&live(two_users())).unwrap_err().code)
+        };
+        std::thread::spawn(hidden).join().unwrap()
+    });
+    assert_eq!(name, ("iptables", "ENM-R001"));
+}
+
 /// Those of iptables-legacy, which nft does not see.
 #[test]
 fn foreign_redirectors_are_found_and_can_be_removed() {

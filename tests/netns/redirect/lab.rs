@@ -156,7 +156,7 @@ impl Lab {
 
     /// Everybody who listens. Each says who it is and what it knows of the connection.
     fn services(&self) {
-        let host: [(&str, &[&str]); 8] = [
+        let host: [(&str, &[&str]); 9] = [
             ("out", &["127.0.0.1:15001", "[::1]:15001"]),
             ("out2", &["127.0.0.1:15002", "[::1]:15002"]),
             ("in", &["[::]:21000"]),
@@ -165,6 +165,7 @@ impl Lab {
             ("app2", &["[::]:8081"]),
             ("ssh", &["[::]:22"]),
             ("metrics", &["[::]:9100", "[::]:9105", "[::]:9110"]),
+            ("agent", &["[::]:8301", "[::]:8502"]),
         ];
         for (name, addresses) in host {
             addresses.iter().for_each(|address| self.host.listen(name, address));
@@ -180,6 +181,7 @@ impl Lab {
         self.host.answer("stub", "127.0.0.53:53");
         self.host.answer("host", "[::]:9999");
         self.peer.answer("peer", "[::]:53");
+        self.peer.answer("peer", "[::]:443");
         self.peer.answer("peer", "[::]:9999");
     }
 

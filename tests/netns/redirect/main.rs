@@ -8,6 +8,8 @@
 #[cfg(test)]
 mod by_hand;
 #[cfg(test)]
+mod containers;
+#[cfg(test)]
 mod drivers;
 #[cfg(test)]
 mod iptables;

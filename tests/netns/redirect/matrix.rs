@@ -77,6 +77,7 @@ fn without_scope(address: &str) -> String {
     }
 }
 
+/// Row 82 is this and everything below with iptables.
 fn users_with_live_sidecars(driver: Driver) {
     let rows: &[Row] = &[
         ("1", Host(APP), "240.0.0.1:80", At("out")),
@@ -100,6 +101,10 @@ fn users_with_live_sidecars(driver: Driver) {
         ("12b", Host(APP), "[fd09::2]:8080", At("app")),
         ("12c", Host(APP), "10.9.0.22:8080", At("app")),
         ("13", Host(PROXY), "10.9.0.2:8080", At("app")),
+        // What the sidecar does then: it dials the public port of its own host, or the app.
+        ("14 the service's own virtual IP", Host(APP), "240.0.0.1:80", At("out")),
+        ("14b its sidecar dials its own host", Host(PROXY), "10.9.0.2:21000", At("in")),
+        ("14c or the app", Host(PROXY), "127.0.0.1:8080", At("app")),
         ("15", Host(APP), "[fd00:240::1]:80", At("out")),
         ("15b", Host(APP), "[fd09::1]:80", At("out")),
         ("23", Host(OTHER), "10.9.0.1:5432", At("peer")),
@@ -114,10 +119,14 @@ fn users_with_live_sidecars(driver: Driver) {
         ("41", Peer, "10.9.0.2:21000", At("in")),
         ("42", Peer, "10.9.0.2:22", At("ssh")),
         ("42b", Peer, "10.9.0.2:9105", At("metrics")),
+        ("43", Peer, "10.9.0.2:9100", At("metrics")),
+        ("44", Peer, "10.9.0.2:8301", At("agent")),
+        ("44b", Peer, "10.9.0.2:8502", At("agent")),
         ("62 TCP", Host(APP), "10.9.0.1:53", At("peer")),
         ("62 UDP", HostUdp(APP), "10.9.0.1:53", At("peer")),
         ("64", HostUdp(APP), "10.9.0.1:9999", At("peer")),
         ("64b", PeerUdp, "10.9.0.2:9999", At("host")),
+        ("65 QUIC is UDP as any other", HostUdp(APP), "10.9.0.1:443", At("peer")),
         ("86b virtual IP over UDP", HostUdp(APP), "240.0.0.1:9999", Refused),
     ];
     check(driver, live(two_users()), rows);
@@ -331,6 +340,8 @@ fn dns_of_everybody(driver: Driver) {
         ("56", HostUdp(APP), "127.0.0.1:53", At("resolver")),
         ("57", HostUdp(APP), "127.0.0.53:53", At("resolver")),
         ("57b", Host(APP), "127.0.0.53:53", At("resolver")),
+        ("63 an app asks Azure's resolver", HostUdp(APP), "168.63.129.16:53", At("resolver")),
+        ("63b Azure's agent, whose user is exempt", Host(RESOLVER), "168.63.129.16:53", At("peer")),
         ("59", HostUdp(RESOLVER), "10.9.0.1:53", At("peer")),
         ("59b", Host(RESOLVER), "10.9.0.1:53", At("peer")),
         ("58", HostUdp(CONSUL), "10.9.0.1:53", At("peer")),

@@ -130,7 +130,7 @@ fn replacing_under_load_is_seamless(driver: Driver) {
 }
 
 /// Row 35: the rules do not need the process that set them. Row 36: drain keeps what is redirected
-/// and sends what is new directly. Row 83: nothing of ours stays, and what is others' does.
+/// and sends what is new directly. Rows 37 and 83: nothing of ours stays, and what is others' does.
 fn drain_then_remove_leaves_nothing(driver: Driver) {
     let lab = Lab::new();
     lab.host.tool(
