@@ -136,8 +136,13 @@ const OURS: &str = "enmesh: ";
 /// Puts the service into maintenance, or takes it out of ours. The sidecar follows, since one of its
 /// checks is the service's health.
 pub(super) async fn set_maintenance(client: &Client, key: &Key, health: &Health) -> Result<(), ConsulError> {
-    let there = Seen::ask(client, key).await?.maintenance;
-    match (health, there) {
+    let seen = Seen::ask(client, key).await?;
+    if !seen.services.contains_key(key.id.as_str()) {
+        // Nothing to do would look as if it had been told.
+        let what = format!("the service {} at the agent", key.id);
+        return Err(ConsulError::Missing { what, why: String::new() });
+    }
+    match (health, seen.maintenance) {
         (Health::Passing, Some(reason)) if reason.starts_with(OURS) => maintain(client, key, None).await,
         (Health::Critical(reason), None) => maintain(client, key, Some(&format!("{OURS}{reason}"))).await,
         (Health::Passing | Health::Critical(_), _) => Ok(()),
