@@ -56,15 +56,17 @@ pub struct Done {
 
 /// Names of services, as the client sends them, and how it wants the deed done.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
 pub struct Names {
-    /// Service ids.
+    /// Service ids. It has no default: to name none means all, so that has to be said.
     pub services: Vec<String>,
     /// Take it back after this time unless it is confirmed.
+    #[serde(default)]
     pub confirm: Option<Span>,
     /// Capture the ports of SSH sessions as well.
+    #[serde(default)]
     pub force: bool,
     /// The SSH sessions that the client has seen.
+    #[serde(default)]
     pub ssh_sessions: Vec<SshSession>,
 }
 
