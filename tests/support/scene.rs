@@ -97,6 +97,24 @@ impl Scene {
         self.start(name);
     }
 
+    /// Asks the daemon to end, as a service manager does, and starts another one.
+    pub fn restart(&mut self, name: &'static str) {
+        assert!(self.daemons.remove(name).unwrap().stop(READY), "{}", self.log(name));
+        self.start(name);
+    }
+
+    /// Puts another file in the place of both hosts' program, as a package's upgrade does, and restarts the daemons.
+    pub fn upgrade(&mut self, number: u32) {
+        for name in ["web", "api"] {
+            let host = if name == "web" { &mut self.stage.web } else { &mut self.stage.api };
+            let (place, beside) = (host.folder.join("enmesh"), host.folder.join(format!("enmesh.{number}")));
+            fs::copy(host_bed::enmesh(), &beside).unwrap();
+            fs::rename(&beside, &place).unwrap();
+            host.program = place;
+            self.replace(name);
+        }
+    }
+
     pub fn status(&self, name: &str) -> Value {
         let root = self.host(name).root();
         netns::block_on(client::status(&root)).unwrap().ok().flatten().unwrap_or_default()
