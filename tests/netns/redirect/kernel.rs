@@ -110,6 +110,7 @@ fn run_nft(arguments: &[&str]) -> String {
     String::from_utf8(out.stdout).unwrap()
 }
 
+/// Row 85, as far as setting them goes.
 #[test]
 fn ten_thousand_networks() {
     Space::new().run(|| {

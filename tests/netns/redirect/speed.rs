@@ -26,6 +26,7 @@ fn median(mut before: impl FnMut(), mut work: impl FnMut()) -> Duration {
 }
 
 /// Printed with `--nocapture`; fails only when something is badly off, since machines are noisy.
+/// Row 85.
 #[test]
 fn applying_costs_little_more_than_loading() {
     Space::new().run(|| {
@@ -64,6 +65,7 @@ fn applying_costs_little_more_than_loading() {
 }
 
 /// The same for iptables, beside the program alone; and what a long list of networks takes.
+/// Row 85.
 #[test]
 fn applying_with_iptables_is_bounded() {
     for (driver, name) in [(iptables_nft as Driver, "nft"), (iptables_legacy, "legacy")] {
