@@ -18,6 +18,8 @@ mod lab;
 #[cfg(test)]
 mod matrix;
 #[cfg(test)]
+mod neighbours;
+#[cfg(test)]
 mod scenarios;
 #[cfg(test)]
 mod speed;
