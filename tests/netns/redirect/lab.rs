@@ -364,7 +364,7 @@ impl Call {
     }
 }
 
-fn serve(name: &str, mut stream: TcpStream) {
+pub fn serve(name: &str, mut stream: TcpStream) {
     let Ok(from) = stream.peer_addr() else { return };
     let greeting = format!("{name} {} {}\n", original(&stream), from.ip().to_canonical());
     if stream.write_all(greeting.as_bytes()).is_err() {

@@ -22,6 +22,8 @@ mod matrix;
 #[cfg(test)]
 mod migrate;
 #[cfg(test)]
+mod neighbours;
+#[cfg(test)]
 mod scenarios;
 #[cfg(test)]
 mod speed;
