@@ -46,7 +46,8 @@ tools-netns: tools-build
 	    'python3:python3:firewalld, beside which rules are tested, is written in it' \
 	    '/usr/lib/python3/dist-packages/gi:python3-gi:firewalld needs it' \
 	    '/usr/lib/python3/dist-packages/dbus:python3-dbus:firewalld needs it' \
-	    'dbus-daemon:dbus-daemon:firewalld gets a bus of its own'
+	    'dbus-daemon:dbus-daemon:firewalld gets a bus of its own' \
+	    'dmsetup:dmsetup:Docker, beside which rules are tested, needs its library'
 	@scripts/fetch-envoy
 	@scripts/fetch-consul
 	@scripts/fetch-neighbours
