@@ -150,9 +150,9 @@ fn who(outcome: &Outcome) -> &str {
 fn routes(space: &Space) -> String {
     // The kernel makes those of link-local addresses itself, a while after the interface is up.
     let own = |line: &&str| !["fe80:", "ff00:", "multicast"].iter().any(|word| line.contains(word));
-    let six = space.tool("ip", "-6 route show table all", "");
-    let six: Vec<&str> = six.lines().filter(own).collect();
-    space.tool("ip", "route show table all", "") + &six.join("\n")
+    let both =
+        space.tool("ip", "-4 route show table all", "") + &space.tool("ip", "-6 route show table all", "");
+    both.lines().filter(own).collect::<Vec<_>>().join("\n")
 }
 
 /// The line of the wrapper that is copied most, the program's name apart.
