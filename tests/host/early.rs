@@ -77,6 +77,7 @@ fn until_live(machine: &Machine) {
         .until("a live sidecar", || (machine.status()["services"]["web"]["phase"] == "live").then_some(()));
 }
 
+/// Row 84.
 #[test]
 fn a_host_is_closed_from_power_on_to_power_off() {
     let mut machine = Machine::boot_with("early", lay_out);

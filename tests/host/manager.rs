@@ -123,7 +123,7 @@ fn reload(machine: &Machine) {
     assert_eq!(daemon(machine), pid);
 }
 
-/// Somebody else who runs as the sidecars' user would pass the mesh by unseen.
+/// Row 26: somebody else who runs as the sidecars' user would pass the mesh by unseen.
 fn strangers(machine: &Machine) {
     let user = ["systemd-run", "--uid=envoy", "--unit=stranger", "/bin/sleep", "infinity"];
     machine.must(&user);

@@ -63,6 +63,7 @@ fn a_host_boots_closed_with_nftables() {
     boots_closed("nftables");
 }
 
+/// Row 84, as far as namespaces go.
 #[test]
 fn a_host_boots_closed_with_iptables() {
     boots_closed("iptables");

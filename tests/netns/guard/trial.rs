@@ -13,7 +13,7 @@ fn try_out(site: &Site, time: &str, service: &str) {
     site.bed.write(API_FILE, service);
 }
 
-/// Nothing was there before, and everybody of enmesh is dead when the time is over.
+/// Row 78: nothing was there before, and everybody of enmesh is dead when the time is over.
 #[test]
 fn the_kernel_leaves_nothing_of_a_first_change_that_nobody_confirms() {
     let mut site = Site::new();
@@ -120,6 +120,7 @@ fn it_works_without_a_daemon() {
     assert_eq!(site.fate(DB), Fate::Captured);
 }
 
+/// Row 78.
 #[test]
 fn iptables_says_that_it_cannot() {
     let site = Site::new();

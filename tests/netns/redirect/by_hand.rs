@@ -203,6 +203,7 @@ fn a_wrappers_own_line_works_twice_and_leaves_nothing_behind() {
     fine(&lab.host, "redirect-traffic --remove");
 }
 
+/// Row 75.
 #[test]
 fn another_namespace_by_name_and_by_path() {
     let name = format!("enmesh-by-hand-{}", std::process::id());
