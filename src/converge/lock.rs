@@ -1,7 +1,9 @@
 //! One enmesh at a time on one tree: flock(2), which the kernel takes back from the dead.
 
 use std::fs::{self, File, OpenOptions};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 
@@ -11,6 +13,10 @@ use crate::base::{Fault, Root};
 
 /// The lock file.
 const LOCK_FILE: &str = "/run/enmesh/lock";
+/// A killed enmesh may have been starting a program: until that has become another one, it holds the lock too.
+const GRACE: Duration = Duration::from_millis(500);
+/// How often it is looked at meanwhile.
+const LOOK: Duration = Duration::from_millis(10);
 /// The folders that only we write.
 const OURS: [&str; 2] = ["/run/enmesh", "/var/lib/enmesh"];
 
@@ -37,20 +43,29 @@ impl Lock {
         if let Some(folder) = path.parent().filter(|folder| !folder.is_dir()) {
             files::folder(folder, Access::mode(0o755))?;
         }
-        if !path.exists() {
-            files::write(&path, b"", Access::mode(0o600))?;
-        }
-        let open = || OpenOptions::new().read(true).write(true).open(&path);
-        // The file may have been replaced by a racing first run: lock what is there, then look again.
-        let locked = open().map_err(|_| ConvergeError::Locked { lock: path.clone() })?;
-        match Flock::lock(locked, FlockArg::LockExclusiveNonblock) {
-            Ok(file) if same_file(&file, &path) => {
+        let started = Instant::now();
+        loop {
+            if let Some(file) = try_lock(&path)? {
                 tidy(root);
-                Ok(Lock { path, _file: file })
+                return Ok(Lock { path, _file: file });
             }
-            Ok(_) | Err(_) => Err(ConvergeError::Locked { lock: path }.into()),
+            if started.elapsed() > GRACE {
+                return Err(ConvergeError::Locked { lock: path }.into());
+            }
+            thread::sleep(LOOK);
         }
     }
+}
+
+/// The lock, if nobody else has it.
+fn try_lock(path: &Path) -> Result<Option<Flock<File>>, Fault> {
+    if !path.exists() {
+        files::write(path, b"", Access::mode(0o600))?;
+    }
+    let Ok(file) = OpenOptions::new().read(true).write(true).open(path) else { return Ok(None) };
+    // The file may have been replaced by a racing first run: lock what is there, then look again.
+    let locked = Flock::lock(file, FlockArg::LockExclusiveNonblock).ok();
+    Ok(locked.filter(|file| same_file(file, path)))
 }
 
 /// Whoever has the lock clears up after those who had it before and were killed while they wrote.
@@ -62,7 +77,7 @@ fn tidy(root: &Root) {
     }
 }
 
-fn same_file(file: &File, path: &std::path::Path) -> bool {
+fn same_file(file: &File, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
     match (file.metadata(), fs::metadata(path)) {
         (Ok(held), Ok(there)) => (held.dev(), held.ino()) == (there.dev(), there.ino()),

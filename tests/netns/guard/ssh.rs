@@ -1,10 +1,12 @@
 //! Nobody is locked out: the port over which somebody is logged in is not captured unasked. The server is a
-//! fake: this test program under the name `sshd`, run by root, with a connection that it holds.
+//! fake: Python under the name `sshd`, run by root, with a connection that it holds.
 
-use std::fs;
-use std::io::{BufRead, BufReader, Read};
-use std::net::{TcpListener, TcpStream};
+use std::io::{BufRead, BufReader};
+use std::net::TcpStream;
+use std::os::unix::fs::symlink;
 use std::process::{Child, Command, Stdio};
+
+use enmesh::base::exec;
 
 use crate::host_bed::{API, API_FILE, Said};
 use crate::site::Site;
@@ -12,18 +14,13 @@ use crate::site::Site;
 const PORT: u16 = 2222;
 
 /// What the fake does.
-#[test]
-#[ignore = "it is the fake, started by the tests here"]
-fn fake_sshd() {
-    if std::env::var_os("FAKE_SSHD").is_none() {
-        return;
-    }
-    let listener = TcpListener::bind(("0.0.0.0", PORT)).unwrap();
-    println!("\nlistens");
-    let (_session, _) = listener.accept().unwrap();
-    println!("\naccepted");
-    let _ = std::io::stdin().read(&mut [0]);
-}
+const FAKE_SSHD: &str = "import socket, sys
+listener = socket.create_server(('0.0.0.0', 2222))
+print('listens', flush=True)
+session, _ = listener.accept()
+print('accepted', flush=True)
+sys.stdin.read(1)
+";
 
 /// Somebody is logged in from the peer.
 struct Session {
@@ -35,9 +32,10 @@ impl Session {
     #[expect(clippy::disallowed_methods, reason = "the server is the test's own")]
     fn open(site: &Site) -> Session {
         let program = site.bed.path("/sshd");
-        fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+        // The kernel calls a process as the file that it is started from.
+        symlink(exec::find("python3").unwrap(), &program).unwrap();
         let mut command = Command::new(&program);
-        command.args(["--exact", "ssh::fake_sshd", "--ignored", "--nocapture"]).env("FAKE_SSHD", "1");
+        command.args(["-I", "-c", FAKE_SSHD]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut server = site.bed.namespace.run(|| command.spawn().unwrap()).unwrap();
         let mut lines = BufReader::new(server.stdout.take().unwrap()).lines().map(Result::unwrap);
