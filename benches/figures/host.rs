@@ -24,6 +24,9 @@ const ENVOY_UID: u32 = 60_995;
 /// The first service's own user.
 pub const FIRST_UID: u32 = 61_000;
 
+/// The first service's port.
+pub const FIRST_PORT: u16 = 30_000;
+
 /// How often somebody who waits looks.
 const LOOK: Duration = Duration::from_millis(2);
 
@@ -94,7 +97,7 @@ impl Host {
             &format!("etc/enmesh/services/s{number}.toml"),
             &format!(
                 "name = \"s{number}\"\nport = {}\naddress = \"127.0.0.1\"\n[capture]\nscope = \"user:app{number}\"\ndns = \"off\"\n",
-                30_000 + number
+                u32::from(FIRST_PORT) + number
             ),
         )
     }

@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use crate::agent::{Agent, consul};
 use crate::daemon::Bare;
-use crate::host::{FIRST_UID, Host};
+use crate::host::{FIRST_PORT, FIRST_UID, Host};
 use crate::stats::{self, Sample, Way};
 use crate::table::{Table, time};
 use crate::{Answer, program, today};
@@ -48,7 +48,7 @@ pub fn measure() -> Answer {
     host.write_service(1)?;
     let status = host.wait_for_live(1, LIMIT)?;
     let other = status.pointer("/services/s1").ok_or("no service s1")?;
-    let port = u16::try_from(other.get("port").and_then(Value::as_u64).ok_or("no port")?)?;
+    let port = FIRST_PORT + 1;
     let virtual_ip = other.pointer("/virtual_ips/0").and_then(Value::as_str).ok_or("no virtual IP")?;
     let target = SocketAddr::new(virtual_ip.parse()?, port);
     say_hello(port)?;
