@@ -67,10 +67,12 @@ pub async fn ensure_virtual_route(net: Ipv4Net) -> Result<bool, Fault> {
         remove(stale).await?;
     }
     let net = net.trunc();
+    // Of a wider scope the kernel looks for a source address that others can reach. Where there is none
+    // (before DHCP, or with loopback alone) it takes 0.0.0.0, to which nothing is ever answered.
     let message = RouteMessageBuilder::<Ipv4Addr>::new()
         .destination_prefix(net.addr(), net.prefix_len())
         .output_interface(loopback.index)
-        .scope(RouteScope::Link)
+        .scope(RouteScope::Host)
         .protocol(RouteProtocol::Other(ROUTE_PROTOCOL))
         .build();
     add(message, &format!("add the route {net} to loopback")).await

@@ -2,7 +2,7 @@
 //! of its own and takes them away again.
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "in a test a failure is a panic")]
 
-use std::net::{IpAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use enmesh::base::Fault;
@@ -276,6 +276,24 @@ fn a_virtual_ip_is_routed_to_loopback_and_no_other_address_is() {
     bed.ask(|| netns::ensure_virtual_route(virtual_net())).unwrap();
     assert!(!unreachable("240.0.0.5"));
     assert!(unreachable("10.99.0.2"));
+}
+
+#[test]
+fn a_virtual_ip_is_dialled_from_an_address_that_can_be_answered() {
+    let bed = Bed::with_loopback();
+    bed.ask(|| netns::ensure_virtual_route(virtual_net())).unwrap();
+    let source = || {
+        bed.namespace
+            .run(|| {
+                let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+                socket.connect("240.0.0.5:9").unwrap();
+                socket.local_addr().unwrap().ip().to_string()
+            })
+            .unwrap()
+    };
+    assert_eq!(source(), "127.0.0.1", "with loopback alone");
+    bed.ip("address add 10.99.8.1/32 dev lo");
+    assert_eq!(source(), "127.0.0.1", "and so that no change of address ends a connection");
 }
 
 #[test]
