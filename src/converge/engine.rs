@@ -1,13 +1,15 @@
 //! The one way through: configuration -> plan -> host.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt};
 use serde_json::Value;
+use tokio::time::timeout;
 
 use super::adapters::Adapters;
 use super::drive::{Drive, News};
@@ -26,7 +28,7 @@ use crate::config::{self, Config, HostConfig, Mode, ServiceConfig};
 use crate::envoy::{self, Publisher};
 use crate::mesh::Local;
 use crate::plan::facts::SshSession;
-use crate::plan::{self, HostFacts, MeshView, Plan, Xds};
+use crate::plan::{self, HostFacts, MeshView, Plan, ServicePlan, Xds};
 use crate::redirect::Desired;
 
 /// A plan together with the configuration that it came from.
@@ -71,6 +73,10 @@ pub struct Outcome {
 
 /// How many sidecars are brought up side by side: each has its documents in memory meanwhile.
 const AT_ONCE: usize = 8;
+
+/// The rules of a new plan wait for so long at most until new sidecars have started. Consul may take
+/// its time for a certificate, and no host is to be open meanwhile.
+const HEAD_START: Duration = Duration::from_millis(50);
 
 /// What an engine is opened for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -320,9 +326,13 @@ impl Engine {
         keep(&mut faults, self.state.save(&self.root));
         self.sidecars.retain(|id, _| plan.services.contains_key(id));
         self.look_at_new(&plan).await;
+        let begun = self.begin_new(&plan).await;
         if let Err(fault) = self.close_rules(&plan).await {
             // Without rules that are closed, nothing more may come up.
             faults.push(fault);
+            for id in begun {
+                keep(&mut faults, self.around().stop(id.as_str()).await);
+            }
             return Outcome { faults };
         }
         // The next boot is closed by what closes this one.
@@ -353,6 +363,28 @@ impl Engine {
         keep(&mut faults, self.state.save(&self.root));
         self.plan = Some(plan);
         Outcome { faults }
+    }
+
+    /// Lets sidecars of new services start while the rules come up: nothing is redirected to them before
+    /// they are live, and their start is what takes longest. Returns those that began. Whatever fails
+    /// here, or is not at hand at once, is done in its turn, and told then.
+    async fn begin_new(&self, plan: &Plan) -> BTreeSet<ServiceId> {
+        let is_new = |service: &&ServicePlan| {
+            service.sidecar.xds == Xds::Files && !self.live().contains(&service.id)
+        };
+        let around = self.around();
+        let begun = RefCell::new(BTreeSet::new());
+        let begin = |service| {
+            let (around, begun) = (&around, &begun);
+            async move {
+                if around.begin(plan, service).await.is_ok() {
+                    begun.borrow_mut().insert(service.id.clone());
+                }
+            }
+        };
+        let new = stream::iter(plan.services.values().filter(is_new).map(begin));
+        let _ = timeout(HEAD_START, new.buffer_unordered(AT_ONCE).collect::<()>()).await;
+        begun.into_inner()
     }
 
     /// Asks those Envoys that were started in this round whether they took everything up.

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::error::ConvergeError;
 use super::membership::Membership;
 use crate::base::units::{UnitState, Units};
-use crate::base::{Fault, Root, files};
+use crate::base::{Fault, LocalFuture, Root, files};
 use crate::consul::xds;
 use crate::envoy::{self, Admin, Layout, Publisher, Readiness, Secrets, Stream};
 use crate::mesh::{MeshSource, ca};
@@ -147,11 +147,21 @@ impl Around<'_> {
         status: &mut SidecarStatus,
     ) -> Result<(), Fault> {
         self.publish(plan, service, status).await?;
+        self.start(service, Box::pin(self.until_live(service))).await?;
+        self.wait_live(service).await
+    }
+
+    /// Certificates, files, unit; nobody waits for what becomes of it.
+    pub async fn begin(&self, plan: &Plan, service: &ServicePlan) -> Result<(), Fault> {
+        self.publish(plan, service, &mut SidecarStatus::default()).await?;
+        self.start(service, Box::pin(std::future::ready(()))).await
+    }
+
+    async fn start(&self, service: &ServicePlan, live: LocalFuture<'_, ()>) -> Result<(), Fault> {
         // Looked at before one that runs is ended for it.
         envoy::Programs::default().find(&service.sidecar.program)?;
         let spec = envoy::unit_spec(service, self.root)?;
-        self.units.start_until(&spec, Box::pin(self.until_live(service))).await?;
-        self.wait_live(service).await
+        self.units.start_until(&spec, live).await
     }
 
     /// Asks an Envoy that was started for it whether it took everything up.

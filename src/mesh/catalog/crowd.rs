@@ -30,7 +30,7 @@ const REST: u32 = 9;
 const LONGEST_REST: Duration = Duration::from_secs(2);
 
 /// Says who is in the crowd. Newcomers are read.
-pub(super) fn set(shared: &Shared, crowd: BTreeSet<ServiceName>) {
+pub(super) fn set(shared: &Shared, crowd: &BTreeSet<ServiceName>) {
     let mut before = shared.crowd.borrow_mut();
     let mut due = shared.due.borrow_mut();
     due.names.retain(|name| crowd.contains(name));
@@ -38,7 +38,7 @@ pub(super) fn set(shared: &Shared, crowd: BTreeSet<ServiceName>) {
     if !due.names.is_empty() {
         shared.due_bell.notify_one();
     }
-    *before = crowd;
+    before.clone_from(crowd);
 }
 
 /// Says that anybody may have changed.

@@ -1,6 +1,6 @@
 //! The tasks: one a topic, each a call that waits for a change, again and again.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
@@ -42,14 +42,36 @@ pub(super) async fn keep(shared: Rc<Shared>) {
     let mut running = BTreeMap::new();
     loop {
         shared.bell.notified().await;
-        let wanted = shared.state.borrow().wanted();
-        publish(&shared, &wanted);
-        reconcile(&shared, &mut running, wanted);
-        tokio::time::sleep(FOLD).await;
+        let mut more = true;
+        while more {
+            let wanted = shared.state.borrow().wanted();
+            publish(&shared, &wanted);
+            reconcile(&shared, &mut running, &wanted);
+            more = fold(&shared, &wanted).await;
+        }
     }
 }
 
-fn reconcile(shared: &Rc<Shared>, running: &mut BTreeMap<Topic, Running>, wanted: Wanted) {
+/// Lets changes come together. While somebody waits for this host's services to be known, what leads
+/// there ends that early. Returns whether there were any.
+async fn fold(shared: &Shared, before: &Wanted) -> bool {
+    let rung = Cell::new(false);
+    let urgent = async {
+        loop {
+            shared.bell.notified().await;
+            rung.set(true);
+            let state = shared.state.borrow();
+            let wanted = state.wanted();
+            if !shared.settled.get() && (wanted != *before || state.is_whole(&wanted)) {
+                break;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(FOLD, urgent).await;
+    rung.get()
+}
+
+fn reconcile(shared: &Rc<Shared>, running: &mut BTreeMap<Topic, Running>, wanted: &Wanted) {
     let wanted = topics(shared, wanted);
     running.retain(|topic, _| {
         let stays = wanted.contains(topic);
@@ -67,7 +89,7 @@ fn reconcile(shared: &Rc<Shared>, running: &mut BTreeMap<Topic, Running>, wanted
 }
 
 /// What is to be followed now. Nothing, as long as nobody said for whom.
-fn topics(shared: &Shared, wanted: Wanted) -> BTreeSet<Topic> {
+fn topics(shared: &Shared, wanted: &Wanted) -> BTreeSet<Topic> {
     let mut topics: BTreeSet<Topic> = shared.asked.borrow().values().cloned().map(Topic::Leaf).collect();
     let mut state = shared.state.borrow_mut();
     if !state.locals.is_empty() {
@@ -90,8 +112,8 @@ fn topics(shared: &Shared, wanted: Wanted) -> BTreeSet<Topic> {
     }
     state.endpoints.retain(|name, _| wanted.alone.contains(name) || wanted.crowd.contains(name));
     drop(state);
-    topics.extend(wanted.alone.into_iter().map(Topic::Service));
-    crowd::set(shared, wanted.crowd);
+    topics.extend(wanted.alone.iter().cloned().map(Topic::Service));
+    crowd::set(shared, &wanted.crowd);
     topics
 }
 
