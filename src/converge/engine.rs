@@ -369,9 +369,8 @@ impl Engine {
     /// they are live, and their start is what takes longest. Returns those that began. Whatever fails
     /// here, or is not at hand at once, is done in its turn, and told then.
     async fn begin_new(&self, plan: &Plan) -> BTreeSet<ServiceId> {
-        let is_new = |service: &&ServicePlan| {
-            service.sidecar.xds == Xds::Files && !self.live().contains(&service.id)
-        };
+        let is_new =
+            |service: &&ServicePlan| service.sidecar.xds == Xds::Files && !self.live().contains(&service.id);
         let around = self.around();
         let begun = RefCell::new(BTreeSet::new());
         let begin = |service| {

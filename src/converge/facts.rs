@@ -2,7 +2,6 @@
 //! that is to be changed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::Path;
 
 use super::ssh;
@@ -10,10 +9,11 @@ use super::state::State;
 use crate::base::{Fault, Root, files};
 use crate::config::value::{Scope, UserSpec};
 use crate::config::{Config, HostConfig, Profile};
+use crate::envoy;
+use crate::netns::{self, Sockets};
 use crate::plan::MeshView;
 use crate::plan::facts::{HostFacts, User};
 use crate::systemd::scope::UnitUser;
-use crate::{envoy, netns};
 
 /// A `passwd` or `services` file larger than this is not read.
 const LIMIT: u64 = 16 << 20;
@@ -149,31 +149,11 @@ fn port_names(services: &str) -> BTreeMap<String, u16> {
     names
 }
 
-/// Ports that a socket of another user than the sidecars' listens on, from `/proc/net/tcp`
-/// (proc_pid_net(5)); a kernel without the file has no foreign ports that could be known.
+/// Ports that a socket of another user than the sidecars' listens on.
 fn foreign_ports(envoy_uid: Option<u32>) -> BTreeSet<u16> {
-    ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"]
-        .iter()
-        .filter_map(|path| fs::read_to_string(path).ok())
-        .flat_map(|table| listeners(&table))
-        .filter(|(_, uid)| Some(*uid) != envoy_uid)
-        .map(|(port, _)| port)
-        .collect()
-}
-
-/// Port and uid of every listening socket of the table.
-fn listeners(table: &str) -> Vec<(u16, u32)> {
-    /// TCP_LISTEN of include/net/tcp_states.h.
-    const LISTEN: &str = "0A";
-    let line = |line: &str| -> Option<(u16, u32)> {
-        let mut fields = line.split_whitespace().skip(1);
-        let local = fields.next()?;
-        let state = fields.nth(1)?;
-        let uid = fields.nth(3)?.parse().ok()?;
-        let port = u16::from_str_radix(local.rsplit(':').next()?, 16).ok()?;
-        (state == LISTEN).then_some((port, uid))
-    };
-    table.lines().skip(1).filter_map(line).collect()
+    let listening = netns::sockets(Sockets::Listening).into_iter();
+    let foreign = listening.filter(|socket| Some(socket.uid) != envoy_uid);
+    foreign.map(|socket| socket.local.port()).collect()
 }
 
 #[cfg(test)]
@@ -194,13 +174,5 @@ mod tests {
             names.into_iter().collect::<Vec<_>>(),
             [("postgres".to_owned(), 5432), ("postgresql".to_owned(), 5432)]
         );
-    }
-
-    #[test]
-    fn only_listening_sockets_count() {
-        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n\
-   0: 0100007F:3A99 00000000:0000 0A 00000000:00000000 00:00000000 00000000  5995        0 1 1\n\
-   1: 0100007F:1F90 0100007F:0001 01 00000000:00000000 00:00000000 00000000     0        0 1 1\n";
-        assert_eq!(listeners(table), [(15001, 5995)]);
     }
 }

@@ -1,4 +1,4 @@
-//! Who is logged in over SSH, from /proc.
+//! Who is logged in over SSH, from /proc and the kernel's sockets.
 //!
 //! A session is an established connection that a process of sshd holds and that came in by a port on which
 //! somebody listens. The sandbox of `enmesh.service` may not see what other processes hold (that takes
@@ -8,9 +8,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use crate::base::{Root, process};
+use crate::netns::{self, Socket, Sockets};
 use crate::plan::facts::SshSession;
 
 /// What processes of sshd are called; since OpenSSH 9.8 a session has a program of its own.
@@ -19,39 +20,24 @@ const NAMES: [&str; 2] = ["sshd", "sshd-session"];
 /// The port that sshd has unless it is told another.
 const PORT: u16 = 22;
 
-/// `TCP_ESTABLISHED` and `TCP_LISTEN` of include/net/tcp_states.h.
-const ESTABLISHED: &str = "01";
-const LISTEN: &str = "0A";
-
-/// A socket, as /proc/net/tcp shows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Socket {
-    local: SocketAddr,
-    peer: SocketAddr,
-    established: bool,
-    uid: u32,
-    inode: u64,
-}
-
 /// The sessions of the calling thread's network namespace.
 pub fn sessions(root: &Root) -> BTreeSet<SshSession> {
-    let tables = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"];
-    let sockets: Vec<Socket> = tables
-        .iter()
-        .filter_map(|path| fs::read_to_string(path).ok())
-        .flat_map(|table| sockets(&table))
-        .collect();
-    let ports = sockets.iter().filter(|socket| !socket.established).map(|socket| socket.local.port());
-    let listening: BTreeSet<u16> = ports.collect();
-    let inbound: BTreeMap<u64, &Socket> = sockets
-        .iter()
-        .filter(|socket| socket.established && listening.contains(&socket.local.port()))
+    let servers = servers();
+    let own = callers(&std::env::var("SSH_CONNECTION").unwrap_or_default());
+    if servers.iter().all(|(pid, _)| only_listens(*pid)) {
+        return own.into_iter().collect();
+    }
+    let listening = netns::sockets(Sockets::Listening).into_iter().map(|socket| socket.local.port());
+    let listening: BTreeSet<u16> = listening.collect();
+    let inbound: BTreeMap<u64, Socket> = netns::sockets(Sockets::Established)
+        .into_iter()
+        .filter(|socket| listening.contains(&socket.local.port()))
         .map(|socket| (socket.inode, socket))
         .collect();
     let mut found = BTreeSet::new();
-    for (pid, name) in servers() {
+    for (pid, name) in servers {
         let server = format!("{name} (process {pid})");
-        let session = |socket: &&Socket| SshSession {
+        let session = |socket: &Socket| SshSession {
             peer: canonical(socket.peer),
             local: canonical(socket.local),
             server: server.clone(),
@@ -60,12 +46,12 @@ pub fn sessions(root: &Root) -> BTreeSet<SshSession> {
             Some(held) => found.extend(held.iter().filter_map(|inode| inbound.get(inode)).map(session)),
             None => {
                 let told = told_ports(root, pid);
-                let likely = |socket: &&&Socket| socket.uid == 0 && told.contains(&socket.local.port());
+                let likely = |socket: &&Socket| socket.uid == 0 && told.contains(&socket.local.port());
                 found.extend(inbound.values().filter(likely).map(session));
             }
         }
     }
-    found.extend(callers(&std::env::var("SSH_CONNECTION").unwrap_or_default()));
+    found.extend(own);
     one_each(found)
 }
 
@@ -85,6 +71,12 @@ fn servers() -> Vec<(u32, String)> {
         (NAMES.contains(&name.as_str()) && process::user_of(pid) == Some(0)).then_some((pid, name))
     };
     numbers.filter_map(server).collect()
+}
+
+/// Whether it is the process that waits for callers and starts another for each, by the title that
+/// OpenSSH gives it since 8.2.
+fn only_listens(pid: u32) -> bool {
+    process::arguments_of(pid).iter().any(|argument| argument.contains("[listener]"))
 }
 
 /// The sockets that a process holds; `None` where we may not look.
@@ -149,56 +141,9 @@ fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-/// The established and the listening sockets of a table (proc_pid_net(5)).
-fn sockets(table: &str) -> Vec<Socket> {
-    let line = |line: &str| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        let [_, local, peer, state, _, _, _, uid, _, inode, ..] = fields.as_slice() else { return None };
-        let established = *state == ESTABLISHED;
-        (established || *state == LISTEN).then_some(())?;
-        let (local, peer) = (end(local)?, end(peer)?);
-        Some(Socket { local, peer, established, uid: uid.parse().ok()?, inode: inode.parse().ok()? })
-    };
-    table.lines().skip(1).filter_map(line).collect()
-}
-
-/// An address in the kernel's words: 32-bit numbers as they lie in memory, then the port.
-fn end(text: &str) -> Option<SocketAddr> {
-    let (address, port) = text.split_once(':')?;
-    let port = u16::from_str_radix(port, 16).ok()?;
-    let word =
-        |at: usize| Some(u32::from_str_radix(address.get(at * 8..at * 8 + 8)?, 16).ok()?.to_ne_bytes());
-    let ip = match address.len() {
-        8 => Ipv4Addr::from(word(0)?).into(),
-        32 => {
-            let words = [word(0)?, word(1)?, word(2)?, word(3)?];
-            let mut bytes = [0; 16];
-            bytes.iter_mut().zip(words.iter().flatten()).for_each(|(to, from)| *to = *from);
-            Ipv6Addr::from(bytes).into()
-        }
-        _ => return None,
-    };
-    Some(SocketAddr::new(ip, port))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sockets_are_read_as_the_kernel_writes_them() {
-        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n\
-   0: 0200090A:08AE 0100090A:1388 01 00000000:00000000 00:00000000 00000000     0        0 7 1\n\
-   1: 00000000:08AE 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 8 1\n\
-   2: 0200090A:08AE 0100090A:1389 06 00000000:00000000 00:00000000 00000000     0        0 0 1\n\
-   3: 000000000000000000000000010000FF:0016 0000000000000000FFFF00000100090A:1388 01 0:0 00:0 0     0        0 9 1\n";
-        let found = sockets(table);
-        assert_eq!(found.len(), 3);
-        assert_eq!(found[0].local, "10.9.0.2:2222".parse().unwrap());
-        assert_eq!((found[0].peer.to_string(), found[0].inode), ("10.9.0.1:5000".to_owned(), 7));
-        assert!(!found[1].established);
-        assert_eq!(canonical(found[2].peer), "10.9.0.1:5000".parse().unwrap());
-    }
 
     #[test]
     fn what_sshd_was_told() {

@@ -9,6 +9,7 @@ mod link;
 mod namespace;
 mod netlink;
 mod route;
+mod sockets;
 mod tables;
 mod watch;
 
@@ -21,5 +22,6 @@ pub use route::{
     ROUTE_PROTOCOL, VirtualRoute, add_default_route, add_route, ensure_virtual_route, our_virtual_routes,
     remove_virtual_route, virtual_route_state,
 };
+pub use sockets::{Socket, Sockets, sockets};
 pub use tables::{describe_routes, describe_rules};
 pub use watch::RouteWatch;

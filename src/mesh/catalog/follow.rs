@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use rand::Rng;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use tokio::task::JoinHandle;
@@ -27,6 +28,9 @@ const FOLD: Duration = Duration::from_millis(20);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const GROWTH: f64 = 1.5;
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// For how many services intentions are asked for side by side.
+const AT_ONCE: usize = 4;
 
 /// A task that ends with the value.
 struct Running(JoinHandle<()>);
@@ -302,48 +306,51 @@ pub(super) fn endpoints(shared: &Shared, name: &ServiceName, body: Vec<HealthEnt
 /// Intentions are read by what they match. Consul 1.8 gives those calls no index to wait on, so the
 /// list of all of them is waited on, and says when to read.
 async fn intentions(shared: Rc<Shared>, topic: Topic) {
-    // Another agent may answer after a failure, so what it is is asked anew then.
-    let facts = RefCell::new(None);
-    let read = async |shared: &Shared, _: IgnoredAny| {
-        let known = facts.take();
-        let read = read_intentions(shared, &topic, known).await?;
-        facts.replace(Some(read));
-        Ok(())
-    };
+    let read = async |shared: &Shared, _: IgnoredAny| read_intentions(shared, &topic).await;
     follow(&shared, &topic, "/v1/connect/intentions", read).await;
 }
 
-async fn read_intentions(
-    shared: &Shared,
-    topic: &Topic,
-    known: Option<ServerFacts>,
-) -> Result<ServerFacts, Fault> {
+async fn read_intentions(shared: &Shared, topic: &Topic) -> Result<(), Fault> {
     let client = &shared.client;
     let explain = |error| explain(topic, error);
+    let known = shared.facts.borrow().clone();
     let facts = match known {
         Some(facts) => facts,
         None => ServerFacts::ask(client).await.map_err(explain)?.0,
     };
     let configured = client.settings().datacenter.as_ref().map(ToString::to_string);
     let datacenter = configured.or_else(|| facts.datacenter.clone()).ok_or(CatalogError::NoDatacenter)?;
-    let default_allow = match facts.default_allow {
-        Some(told) => told,
-        None => found_default(client).await.map_err(explain)?,
-    };
     let locals: BTreeSet<ServiceName> =
         shared.state.borrow().locals.iter().map(|local| local.name.clone()).collect();
-    let mut rules = BTreeMap::new();
-    for name in locals {
-        let source = matched(client, "source", &name).await.map_err(explain)?;
-        let destination = matched(client, "destination", &name).await.map_err(explain)?;
-        rules.insert(name, LocalRules { source, destination });
-    }
+    let default_allow = async {
+        match facts.default_allow {
+            Some(told) => Ok(told),
+            None => found_default(client).await,
+        }
+    };
+    let (default_allow, rules) =
+        tokio::try_join!(default_allow, all_rules(client, locals)).map_err(explain)?;
+    shared.facts.replace(Some(facts));
     shared.change(|state| {
         state.datacenter = Some(datacenter);
         state.default_allow = Some(default_allow);
         state.rules = rules;
     });
-    Ok(facts)
+    Ok(())
+}
+
+/// What each of `locals` matches, a few at a time.
+async fn all_rules(
+    client: &Client,
+    locals: BTreeSet<ServiceName>,
+) -> Result<BTreeMap<ServiceName, LocalRules>, ConsulError> {
+    let rules = locals.into_iter().map(async |name| {
+        let source = matched(client, "source", &name);
+        let destination = matched(client, "destination", &name);
+        let (source, destination) = tokio::try_join!(source, destination)?;
+        Ok((name, LocalRules { source, destination }))
+    });
+    stream::iter(rules).buffer_unordered(AT_ONCE).try_collect().await
 }
 
 /// What Consul says of two services that nobody has: a name is a label of at most 63 bytes where it

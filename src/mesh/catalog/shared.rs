@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use super::state::State;
 use crate::base::Fault;
 use crate::config::value::{ServiceId, ServiceName};
-use crate::consul::Client;
+use crate::consul::{Client, ServerFacts};
 use crate::mesh::Link;
 use crate::plan::MeshView;
 
@@ -65,6 +65,8 @@ pub(super) struct Shared {
     /// Whose credentials were asked for, whether or not it was told that they are here.
     pub asked: RefCell<BTreeMap<ServiceId, ServiceName>>,
     pub crowd: RefCell<BTreeSet<ServiceName>>,
+    /// Who answers, once that was asked.
+    pub facts: RefCell<Option<ServerFacts>>,
     pub due: RefCell<Due>,
     pub due_bell: Notify,
     faults: RefCell<BTreeMap<Topic, Fault>>,
@@ -87,6 +89,7 @@ impl Shared {
             leaves: RefCell::default(),
             asked: RefCell::default(),
             crowd: RefCell::default(),
+            facts: RefCell::default(),
             due: RefCell::default(),
             due_bell: Notify::new(),
             faults: RefCell::default(),
@@ -119,6 +122,8 @@ impl Shared {
         if faults.is_empty() {
             self.since.set(now());
         }
+        // Another agent may answer after a failure, so who it is is asked anew then.
+        self.facts.take();
         if faults.values().all(|known| known.code != fault.code) {
             tracing::warn!(ENMESH_CODE = fault.code, "{fault}; what was told last stays in force");
             // Whoever shows how the link is wants to know.
