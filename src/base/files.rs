@@ -115,18 +115,39 @@ impl Explain for FileError {
 /// # Errors
 /// `ENM-X001` no space, `ENM-X002` not permitted, `ENM-X003` anything else; the old file is intact.
 pub fn write(path: &Path, contents: &[u8], access: Access) -> Result<bool, Fault> {
+    put(path, contents, access, File::sync_all)
+}
+
+/// [`write`] for what is made anew after a crash of the machine, such as all in /run: nobody waits for a
+/// disk.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_volatile(path: &Path, contents: &[u8], access: Access) -> Result<bool, Fault> {
+    put(path, contents, access, |_| Ok(()))
+}
+
+fn put(
+    path: &Path,
+    contents: &[u8],
+    access: Access,
+    sync: impl Fn(&File) -> io::Result<()>,
+) -> Result<bool, Fault> {
     if is_current(path, contents, access) {
         return Ok(false);
     }
     let temporary = temporary_beside(path);
     let result = write_temporary(&temporary, contents, access)
+        .and_then(|file| sync(&file))
         .and_then(|()| fs::rename(&temporary, path))
         .map_err(|e| FileError::new("write", path, e));
     if result.is_err() {
         let _ = fs::remove_file(&temporary);
     }
     result?;
-    sync_folder(path);
+    if let Some(folder) = path.parent().and_then(|parent| File::open(parent).ok()) {
+        let _ = sync(&folder);
+    }
     Ok(true)
 }
 
@@ -177,7 +198,7 @@ fn is_gone(pid: u32) -> bool {
     pid == std::process::id() || !Path::new("/proc").join(pid.to_string()).exists()
 }
 
-fn write_temporary(path: &Path, contents: &[u8], access: Access) -> io::Result<()> {
+fn write_temporary(path: &Path, contents: &[u8], access: Access) -> io::Result<File> {
     let _ = fs::remove_file(path);
     // Created closed, opened up last: at no moment can somebody read a secret who may not.
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
@@ -186,13 +207,7 @@ fn write_temporary(path: &Path, contents: &[u8], access: Access) -> io::Result<(
         chown(path, access.uid, access.gid)?;
     }
     file.set_permissions(Permissions::from_mode(access.mode))?;
-    file.sync_all()
-}
-
-fn sync_folder(path: &Path) {
-    if let Some(folder) = path.parent().and_then(|p| File::open(p).ok()) {
-        let _ = folder.sync_all();
-    }
+    Ok(file)
 }
 
 /// Makes a folder (its parents with mode 0755) and sets its mode and owner.

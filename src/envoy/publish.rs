@@ -244,7 +244,7 @@ impl Writer<'_> {
     }
 
     fn write(&mut self, path: &str, bytes: &[u8]) -> Result<bool, Fault> {
-        let changed = files::write(&self.layout.path(path), bytes, Access::group(0o640, self.gid))?;
+        let changed = files::write_volatile(&self.layout.path(path), bytes, Access::group(0o640, self.gid))?;
         if changed {
             self.written.insert(path.to_owned());
         }
@@ -254,14 +254,14 @@ impl Writer<'_> {
     /// Renames the same bytes into place once more, so that Envoy looks at them again. Equal files
     /// are left alone otherwise; one that nobody can write is not equal.
     fn write_again(&mut self, path: &str, bytes: &[u8]) -> Result<(), Fault> {
-        files::write(&self.layout.path(path), bytes, Access::group(0o440, self.gid))?;
+        files::write_volatile(&self.layout.path(path), bytes, Access::group(0o440, self.gid))?;
         self.write(path, bytes).map(drop)
     }
 
     fn keep_as_last_good(&self, set: &FileSet) -> Result<(), Fault> {
         let folder = self.layout.path(LAST_GOOD);
         for (path, bytes) in set.files() {
-            files::write(&folder.join(path), bytes, Access::group(0o640, self.gid))?;
+            files::write_volatile(&folder.join(path), bytes, Access::group(0o640, self.gid))?;
         }
         Ok(())
     }

@@ -51,7 +51,7 @@ fn listener_errors(dump: &Value) -> Vec<String> {
 async fn validate(service: &ServicePlan, root: &Root, set: &FileSet) -> Result<Option<String>, Fault> {
     let path = Layout::new(service, root).path("validate.json");
     let document = validate_document(&bootstrap(service, root)?, set);
-    files::write(&path, format!("{document:#}").as_bytes(), Access::mode(0o600))?;
+    files::write_volatile(&path, format!("{document:#}").as_bytes(), Access::mode(0o600))?;
     let program = service.sidecar.program.clone();
     let argument = path.to_string_lossy().into_owned();
     let arguments =

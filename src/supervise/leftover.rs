@@ -46,7 +46,7 @@ fn write(root: &Root, instance: &str, text: &str) -> Result<(), Fault> {
     if let Some(folder) = path.parent().filter(|folder| !folder.is_dir()) {
         files::folder(folder, Access::mode(0o755))?;
     }
-    files::write(&path, text.as_bytes(), Access::mode(0o644))?;
+    files::write_volatile(&path, text.as_bytes(), Access::mode(0o644))?;
     Ok(())
 }
 
