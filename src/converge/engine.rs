@@ -15,6 +15,7 @@ use super::facts;
 use super::health::{self, Checks};
 use super::membership::{ConsulStatus, Registered};
 use super::names::Names;
+use super::namespaces::Namespaces;
 use super::preflight;
 use super::sidecar::{Around, Phase, SidecarStatus};
 use super::state::{Remembered, State};
@@ -89,6 +90,7 @@ pub struct Engine {
     pub(super) publisher: Publisher,
     pub(super) state: State,
     pub(super) names: Names,
+    pub(super) namespaces: Namespaces,
     /// The plan in force.
     pub(super) plan: Option<Plan>,
     pub(super) sidecars: BTreeMap<ServiceId, SidecarStatus>,
@@ -136,6 +138,7 @@ impl Engine {
             publisher,
             state,
             names,
+            namespaces: Namespaces::default(),
             plan: None,
             sidecars: BTreeMap::new(),
             checks: Checks::default(),
@@ -325,6 +328,7 @@ impl Engine {
             faults.push(fault);
             return Outcome { faults };
         }
+        faults.extend(self.close_namespaces(&plan));
         // The next boot is closed by what closes this one.
         keep(&mut faults, self.state.save(&self.root));
 
@@ -339,6 +343,7 @@ impl Engine {
         self.sidecars = plan.services.keys().cloned().zip(statuses).collect();
 
         keep(&mut faults, self.open_rules(&plan).await);
+        faults.extend(self.open_namespaces(&plan));
         faults.extend(self.verify(&plan).await);
         faults.extend(self.tell_health(&plan).await);
         keep(&mut faults, self.names.serve(&plan.dns, self.adapters.systemd.as_ref()).await);
@@ -346,6 +351,7 @@ impl Engine {
             faults.extend(self.end_unplanned(&plan).await);
             faults.extend(self.deregister_unplanned(&plan).await);
             keep(&mut faults, self.remove_needless_rules(&plan).await);
+            faults.extend(self.remove_namespaces(Some(&plan)));
         }
         self.retire_sessions(&plan).await;
         self.remember(&config, &plan);
@@ -383,6 +389,7 @@ impl Engine {
             mesh: &*self.adapters.drive.mesh,
             membership: self.adapters.drive.membership.as_ref(),
             publisher: &self.publisher,
+            namespaces: &self.namespaces,
         }
     }
 
@@ -437,7 +444,10 @@ impl Engine {
         }
         let mut fault = None;
         if self.rules.as_ref().is_none_or(|rules| rules.live != self.live()) {
-            fault = self.apply_rules(&plan).await.err();
+            if !self.is_needless(&plan) {
+                fault = self.apply_rules(&plan).await.err();
+            }
+            fault = fault.or(self.open_namespaces(&plan).into_iter().next());
             fault = fault.or(self.tell_health(&plan).await.into_iter().next());
         }
         let all =

@@ -21,6 +21,7 @@ mod lock;
 mod membership;
 mod memory;
 mod names;
+mod namespaces;
 mod preflight;
 mod registering;
 mod rules;

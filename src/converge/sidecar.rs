@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use super::error::ConvergeError;
 use super::membership::Membership;
-use crate::base::units::{UnitState, Units};
+use super::namespaces::Namespaces;
+use crate::base::units::{UnitSpec, UnitState, Units};
 use crate::base::{Fault, Root, files};
 use crate::consul::xds;
 use crate::envoy::{self, Admin, Layout, Publisher, Readiness, Secrets, Stream};
@@ -80,6 +81,7 @@ pub(super) struct Around<'a> {
     pub mesh: &'a dyn MeshSource,
     pub publisher: &'a Publisher,
     pub membership: Option<&'a Membership>,
+    pub namespaces: &'a Namespaces,
 }
 
 impl Around<'_> {
@@ -149,7 +151,8 @@ impl Around<'_> {
         self.publish(plan, service, status).await?;
         // Looked at before one that runs is ended for it.
         envoy::Programs::default().find(&service.sidecar.program)?;
-        let spec = envoy::unit_spec(service, self.root)?;
+        let network = self.namespaces.network(plan, &service.id)?;
+        let spec = UnitSpec { network, ..envoy::unit_spec(service, self.root)? };
         self.units.start_until(&spec, Box::pin(self.until_live(service))).await?;
         self.wait_live(service).await
     }

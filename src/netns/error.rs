@@ -33,6 +33,12 @@ pub(super) enum NetnsError {
     LinkInTheWay { name: String },
     #[error("the loopback link is down")]
     LoopbackDown,
+    #[error("a network namespace `{name}` is there already, and enmesh did not make it")]
+    NotOurs { name: String },
+    #[error("the network namespace `{name}` is another one than enmesh made: somebody replaced it")]
+    Replaced { name: String },
+    #[error("cannot read or write whether this host passes packets on (net.ipv4.ip_forward): {source}")]
+    Setting { source: io::Error },
 }
 
 impl NetnsError {
@@ -43,6 +49,11 @@ impl NetnsError {
             io::ErrorKind::PermissionDenied => NetnsError::Privilege { what },
             _ => NetnsError::System { what, source },
         }
+    }
+
+    /// The error for the setting of forwarding.
+    pub(super) fn setting(source: io::Error) -> Self {
+        NetnsError::Setting { source }
     }
 
     /// The error for a netlink request that failed while trying to `what`.
@@ -82,6 +93,9 @@ impl Explain for NetnsError {
             NetnsError::NoSuchLink { .. } => "ENM-N013",
             NetnsError::LinkInTheWay { .. } => "ENM-N014",
             NetnsError::LoopbackDown => "ENM-N015",
+            NetnsError::NotOurs { .. } => "ENM-N030",
+            NetnsError::Replaced { .. } => "ENM-N031",
+            NetnsError::Setting { .. } => "ENM-N032",
         }
     }
 
@@ -117,6 +131,16 @@ impl Explain for NetnsError {
                 "bring it up (`ip link set lo up`); virtual IPs are routed to it, and applications need it too"
                     .to_owned()
             }
+            NetnsError::NotOurs { name } => format!(
+                "choose another name in `scope = \"netns:NAME\"`, or `ip netns delete {name}` if nothing needs it"
+            ),
+            NetnsError::Replaced { name } => format!(
+                "nothing is set in it; `ip netns delete {name}`, and the daemon brings back the one that it made"
+            ),
+            NetnsError::Setting { .. } => {
+                "set it by hand (`sysctl -w net.ipv4.ip_forward=1`), or let the unit do it (ProtectKernelTunables=no)"
+                    .to_owned()
+            }
         }
     }
 
@@ -132,7 +156,10 @@ impl Explain for NetnsError {
             | NetnsError::Silent { .. }
             | NetnsError::NoSuchLink { .. }
             | NetnsError::LinkInTheWay { .. }
-            | NetnsError::LoopbackDown => Class::Failed,
+            | NetnsError::LoopbackDown
+            | NetnsError::NotOurs { .. }
+            | NetnsError::Replaced { .. }
+            | NetnsError::Setting { .. } => Class::Failed,
         }
     }
 }

@@ -3,8 +3,11 @@
 //! Functions that have no [`Namespace`] in their arguments act on the calling thread's. Everything
 //! that makes something is idempotent and says whether it changed anything.
 
+mod cable;
+mod claim;
 mod error;
 mod facts;
+mod forward;
 mod link;
 mod namespace;
 mod netlink;
@@ -12,7 +15,10 @@ mod route;
 mod tables;
 mod watch;
 
+pub use cable::Cable;
+pub use claim::{Known, claim, give_up};
 pub use facts::{addresses, default_source, ipv6_available};
+pub use forward::{forwards, set_forwarding};
 pub use link::{
     LOOPBACK, Link, add_address, link, link_addresses, links, lo_up, remove_link, set_up, veth_pair,
 };
@@ -22,4 +28,4 @@ pub use route::{
     remove_virtual_route, virtual_route_state,
 };
 pub use tables::{describe_routes, describe_rules};
-pub use watch::RouteWatch;
+pub use watch::{LinkWatch, RouteWatch};

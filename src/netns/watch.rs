@@ -1,4 +1,4 @@
-//! Noticing that the route of virtual IPs is taken away.
+//! Noticing that the route of virtual IPs is taken away, or a cable cut.
 
 use std::io;
 
@@ -11,6 +11,12 @@ use crate::base::netlink::{Announcements, Heard, messages};
 
 /// Bit of group 7, `RTNLGRP_IPV4_ROUTE` (linux/rtnetlink.h).
 const GROUP: u32 = 1 << 6;
+
+/// Bits of groups 1 and 5, `RTNLGRP_LINK` and `RTNLGRP_IPV4_IFADDR`.
+const CABLES: u32 = 1 | 1 << 4;
+
+/// `RTM_NEWLINK`, as which the kernel also announces that a link was switched off, `RTM_DELLINK`, `RTM_DELADDR`.
+const CHANGES: [u16; 4] = [16, 17, 21, ROUTE_GONE];
 
 /// `RTM_DELROUTE`.
 const ROUTE_GONE: u16 = 25;
@@ -52,6 +58,49 @@ impl RouteWatch {
             while let Some(heard) = self.socket.take()? {
                 self.heard |= match heard {
                     Heard::Datagram(datagram) => says_gone(datagram),
+                    Heard::Gap => true,
+                };
+            }
+        }
+        self.heard = false;
+        Ok(())
+    }
+}
+
+/// Links that change, and addresses and routes that go, whosesoever they are: whoever hears of it looks
+/// after his own.
+pub struct LinkWatch {
+    socket: Announcements,
+    heard: bool,
+}
+
+impl LinkWatch {
+    /// Starts watching in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// `ENM-N010` no netlink.
+    pub fn new() -> Result<LinkWatch, Fault> {
+        let socket = Announcements::join(SockProtocol::NetlinkRoute, GROUP | CABLES)
+            .map_err(|source| NetnsError::Connect { source })?;
+        Ok(LinkWatch { socket, heard: false })
+    }
+
+    /// Waits until something changed, or may have. Safe to interrupt: nothing is lost.
+    ///
+    /// # Errors
+    /// `ENM-N010` the socket broke; there is nothing more to come.
+    pub async fn changed(&mut self) -> Result<(), Fault> {
+        self.listen().await.map_err(|source| NetnsError::Connect { source }.into())
+    }
+
+    async fn listen(&mut self) -> io::Result<()> {
+        while !self.heard {
+            self.socket.ready().await?;
+            while let Some(heard) = self.socket.take()? {
+                self.heard |= match heard {
+                    Heard::Datagram(datagram) => {
+                        messages(datagram).any(|message| CHANGES.contains(&message.kind))
+                    }
                     Heard::Gap => true,
                 };
             }

@@ -12,7 +12,7 @@ use crate::config::value::{PortRange, ServiceId};
 use crate::config::{Ipv6Policy, OnProxyFailure};
 
 /// The whole redirection of one network namespace.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RedirectPolicy {
     /// Stands in the rules, so that a reader of the kernel's state knows whose they are.
     pub generation: Generation,

@@ -1,0 +1,96 @@
+//! Network namespaces that services have for themselves: which network each gets, and what is redirected
+//! in it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use super::problem::PlanError;
+use super::{HostFacts, RedirectPolicy};
+use crate::config::value::ServiceId;
+
+/// What the names of the host's ends of cables begin with. Addresses on such links are ours.
+pub const LINK_PREFIX: &str = "enm-";
+
+/// The link inside.
+pub const INNER_LINK: &str = "eth0";
+
+/// A network of two ends: its own address, both ends, and the broadcast address.
+const LENGTH: u8 = 30;
+
+/// A network namespace of one service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamespacePlan {
+    /// Its name below `/run/netns`.
+    pub name: String,
+    /// Whose it is.
+    pub service: ServiceId,
+    /// The network between it and the host.
+    pub net: Ipv4Net,
+    /// The sidecar's public port. The host passes it on: it is the same on both sides.
+    pub inbound: Option<u16>,
+    /// The redirection in it.
+    pub redirect: RedirectPolicy,
+}
+
+impl NamespacePlan {
+    /// The address of the host's end.
+    pub fn outside(&self) -> Ipv4Addr {
+        self.address(1)
+    }
+
+    /// The address inside.
+    pub fn inside(&self) -> Ipv4Addr {
+        self.address(2)
+    }
+
+    fn address(&self, number: u32) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.net.network().to_bits().saturating_add(number))
+    }
+
+    /// The name of the host's end. It follows from the network alone, so two namespaces never share one.
+    pub fn link(&self) -> String {
+        link_of(self.net)
+    }
+}
+
+/// The name of the host's end of the cable of a namespace with the network `net`.
+pub fn link_of(net: Ipv4Net) -> String {
+    format!("{LINK_PREFIX}{:08x}", net.network().to_bits())
+}
+
+/// The network of the namespace `name`: the one it had, or the lowest free one.
+pub(super) fn network(
+    given: &mut BTreeMap<String, Ipv4Net>,
+    wanted: &BTreeSet<String>,
+    pool: Ipv4Net,
+    facts: &HostFacts,
+    (id, name): (&ServiceId, &str),
+) -> Result<Ipv4Net, PlanError> {
+    let in_pool = |address: &IpAddr| matches!(address, IpAddr::V4(v4) if pool.contains(v4));
+    if let Some(taken) = facts.addresses.iter().find(|host| in_pool(&host.address)) {
+        let interface = taken.interface.clone();
+        return Err(PlanError::PoolInUse { id: id.clone(), pool, address: taken.address, interface });
+    }
+    if let Some(net) = given.get(name).filter(|net| pool.contains(*net) && net.prefix_len() == LENGTH) {
+        return Ok(*net);
+    }
+    given.remove(name);
+    let net = match free(given, pool) {
+        Some(net) => Some(net),
+        None => {
+            given.retain(|holder, _| wanted.contains(holder));
+            free(given, pool)
+        }
+    };
+    let net = net.ok_or_else(|| PlanError::NamespacesUsedUp { id: id.clone(), pool })?;
+    given.insert(name.to_owned(), net);
+    Ok(net)
+}
+
+fn free(given: &BTreeMap<String, Ipv4Net>, pool: Ipv4Net) -> Option<Ipv4Net> {
+    let held: BTreeSet<Ipv4Net> = given.values().copied().collect();
+    pool.subnets(LENGTH).ok()?.find(|net| !held.contains(net))
+}
