@@ -44,5 +44,5 @@ pub use membership::{ConsulStatus, Registered};
 pub use session::TokenStatus;
 pub use sidecar::{Phase, SidecarStatus};
 pub use state::State;
-pub use status::{PendingStatus, Repair, ServiceStatus, Status};
+pub use status::{NamespaceStatus, PendingStatus, Repair, ServiceStatus, Status};
 pub use trial::TrialError;

@@ -14,6 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
 
+use super::change::{Change, Kind, Subject};
 use super::engine::{Engine, keep};
 use super::state::State;
 use crate::base::units::Network;
@@ -21,7 +22,7 @@ use crate::base::{Fault, Root};
 use crate::config::value::ServiceId;
 use crate::netns::{self, Cable, Identity, Known, LinkWatch, Namespace};
 use crate::plan::{INNER_LINK, NamespacePlan, Plan, RedirectPolicy, link_of};
-use crate::redirect::{Border, Crossings, Desired, Drift, Firewall, Nftables};
+use crate::redirect::{BORDER, Border, Crossings, Desired, Drift, Firewall, Nftables};
 
 /// What is remembered of a namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -271,6 +272,50 @@ impl Engine {
             amiss.extend(held.repair().map_err(|fault| fault.of_service(&held.plan.service))?);
         }
         Ok(amiss)
+    }
+
+    /// What converging would change about namespaces.
+    pub(super) fn diff_namespaces(&self, plan: &Plan) -> Result<Vec<Change>, Fault> {
+        let change = |name: &str, service: Option<&ServiceId>, kind, details| Change {
+            subject: Subject::Namespace,
+            name: name.to_owned(),
+            kind,
+            service: service.cloned(),
+            details,
+        };
+        let mut changes = Vec::new();
+        let live: BTreeSet<ServiceId> = plan.services.keys().cloned().collect();
+        for (name, own) in &plan.namespaces {
+            let id = Some(&own.service);
+            let Ok(there) = Namespace::by_name(name) else {
+                changes.push(change(name, id, Kind::Add, Vec::new()));
+                continue;
+            };
+            let desired = Desired { policy: own.redirect.clone(), live: live.clone() };
+            let held = Held::new(there, own);
+            let differences = held.namespace.run(|| held.firewall().observe(&desired))??.differences;
+            if !differences.is_empty() {
+                changes.push(change(name, id, Kind::Change, differences));
+            }
+        }
+        let going = self.state.namespaces.keys().filter(|name| !plan.namespaces.contains_key(*name));
+        changes.extend(going.map(|name| change(name, None, Kind::Remove, Vec::new())));
+        if !plan.namespaces.is_empty() || !self.state.namespaces.is_empty() {
+            let differences = self.namespaces.border.observe(&Crossings::of(plan))?;
+            let kind = match differences.first() {
+                None => return Ok(changes),
+                Some(line) if line.starts_with("+ table") => Kind::Add,
+                Some(line) if line.starts_with("- table") => Kind::Remove,
+                Some(_) => Kind::Change,
+            };
+            let details = if kind == Kind::Change { differences } else { Vec::new() };
+            let table = Change {
+                subject: Subject::Rules,
+                ..change(&format!("table inet {BORDER}"), None, kind, details)
+            };
+            changes.push(table);
+        }
+        Ok(changes)
     }
 
     /// The namespaces that are open.

@@ -4,7 +4,7 @@
 //! | chain | hook | what | why |
 //! |---|---|---|---|
 //! | `in`, `out` | nat prerouting, output, -101 | a sidecar's public port of this host leads into its namespace; DNS from there to our resolver | before Docker's -100: the ports are of our own range |
-//! | `post` | nat postrouting, 101 | what leaves for elsewhere gets the host's address | nobody beyond the host knows those networks |
+//! | `post` | nat postrouting, 101 | what leaves a namespace gets an address of the host's | nobody beyond the host knows those networks |
 //! | `forward` | filter forward, -50 | into a namespace passes only what was led there or is an answer | whoever has a route to the host has none to an application |
 //!
 //! It is nothing of [`Ruleset`](crate::redirect::ruleset): no capture, no liveness and no trial has a part in it.
@@ -238,15 +238,13 @@ fn to_resolver(port: u16) -> Rule {
     )
 }
 
+/// Also to another namespace: a service that calls itself would get a packet from its own address otherwise, which
+/// the kernel does not believe.
 fn masquerade() -> Rule {
     rule(
-        "out of a namespace, to elsewhere",
-        "ip saddr @nets oifname != @links masquerade",
-        [
-            is("==", payload("ip", "saddr"), json!("@nets")),
-            is("!=", meta("oifname"), json!("@links")),
-            json!({ "masquerade": null }),
-        ],
+        "out of a namespace",
+        "ip saddr @nets masquerade",
+        [is("==", payload("ip", "saddr"), json!("@nets")), json!({ "masquerade": null })],
     )
 }
 
