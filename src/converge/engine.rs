@@ -344,6 +344,7 @@ impl Engine {
 
         keep(&mut faults, self.open_rules(&plan).await);
         faults.extend(self.open_namespaces(&plan));
+        faults.extend(self.place_apps(&plan).await);
         faults.extend(self.verify(&plan).await);
         faults.extend(self.tell_health(&plan).await);
         keep(&mut faults, self.names.serve(&plan.dns, self.adapters.systemd.as_ref()).await);
@@ -351,7 +352,7 @@ impl Engine {
             faults.extend(self.end_unplanned(&plan).await);
             faults.extend(self.deregister_unplanned(&plan).await);
             keep(&mut faults, self.remove_needless_rules(&plan).await);
-            faults.extend(self.remove_namespaces(Some(&plan)));
+            faults.extend(self.remove_namespaces(Some(&plan)).await);
         }
         self.retire_sessions(&plan).await;
         self.remember(&config, &plan);

@@ -78,7 +78,7 @@ impl Engine {
             self.state.trial = None;
             self.state.refused = None;
             keep(&mut faults, self.remove_rules().await);
-            faults.extend(self.remove_namespaces(None));
+            faults.extend(self.remove_namespaces(None).await);
             keep(&mut faults, self.names.end(self.adapters.systemd.as_ref()).await);
             self.plan = None;
             self.state.generation = None;
@@ -112,7 +112,7 @@ impl Engine {
             Ok(_) => {}
             Err(fault) => faults.push(fault),
         }
-        faults.extend(self.remove_namespaces(Some(&intent.plan)));
+        faults.extend(self.remove_namespaces(Some(&intent.plan)).await);
         faults
     }
 

@@ -37,7 +37,9 @@ pub(super) enum NetnsError {
     NotOurs { name: String },
     #[error("the network namespace `{name}` is another one than enmesh made: somebody replaced it")]
     Replaced { name: String },
-    #[error("cannot read or write whether this host passes packets on (net.ipv4.ip_forward): {source}")]
+    #[error(
+        "cannot read or write how this host passes packets on (net.ipv4.ip_forward, route_localnet): {source}"
+    )]
     Setting { source: io::Error },
 }
 

@@ -176,12 +176,17 @@ impl<'a> Builder<'a> {
             let modes = if namespace.is_some() { &mut self.dns_inside } else { &mut self.dns_modes };
             modes.insert(id.clone(), service.capture.dns);
         }
+        let xds = match &namespace {
+            Some(own) => own.seen_from_within(&self.facts.xds),
+            None => self.facts.xds.clone(),
+        };
         self.namespaces.extend(namespace.map(|own| (own.name.clone(), (own, inside))));
         let mut plan = self.service_plan(service, told, user, address, (outbound, inbound));
         if take_token(&mut plan.registration) {
             let warning = PlanError::TokenInFile { id: id.clone() };
             self.warnings.push(Fault::from(warning).of_service(&id));
         }
+        plan.sidecar.xds = xds;
         self.services.insert(id, plan);
         Ok(())
     }
@@ -199,11 +204,18 @@ impl<'a> Builder<'a> {
             let (other, what) = (other.service.clone(), format!("all of the namespace `{name}`"));
             return Err(PlanError::Overlap { id, other, what });
         }
+        let unit = service.capture.unit.as_ref().map(ToString::to_string);
+        let same = |(own, _): &&(NamespacePlan, Captures)| unit.is_some() && own.unit == unit;
+        if let Some((other, _)) = self.namespaces.values().find(same) {
+            let (other, what) = (other.service.clone(), format!("the unit {}", unit.unwrap_or_default()));
+            return Err(PlanError::Overlap { id, other, what });
+        }
         let given = &mut allocations.namespaces;
         let pool = self.host.namespaces.pool;
         let net = namespace::network(given, &self.namespace_names, pool, self.facts, (&id, name))?;
         let redirect = RedirectPolicy::default();
-        Ok(Some(NamespacePlan { name: name.clone(), service: id, net, inbound, redirect }))
+        let agent = namespace::agent(&self.facts.xds);
+        Ok(Some(NamespacePlan { name: name.clone(), service: id, net, inbound, agent, unit, redirect }))
     }
 
     /// Where the registration is not ours, what it says is where Consul puts the listener. Otherwise
@@ -411,6 +423,7 @@ impl<'a> Builder<'a> {
         };
         let inside: BTreeSet<SocketAddr> =
             namespaces.values().filter(asks).map(|own| (own.outside(), listen.port()).into()).collect();
+        let resolved_inside = self.dns_inside.values().any(|mode| *mode == DnsMode::Resolved);
         let wanted = !inside.is_empty() || self.dns_modes.values().any(|mode| *mode != DnsMode::Off);
         let name = |name: &ServiceName| format!("{}.virtual.consul", name.as_str().to_ascii_lowercase());
         let has = |wanted| self.dns_modes.values().any(|mode| *mode == wanted);
@@ -418,7 +431,8 @@ impl<'a> Builder<'a> {
         DnsPlan {
             listen: wanted.then_some(listen),
             inside,
-            resolved: self.facts.systemd && has(DnsMode::Resolved),
+            // In a namespace, who looks names up through nss-resolve asks the host's systemd-resolved.
+            resolved: self.facts.systemd && (has(DnsMode::Resolved) || resolved_inside),
             redirect: has(DnsMode::Redirect),
             consul: if wanted { dns::consul(self.host) } else { None },
             records: services

@@ -2,13 +2,13 @@
 //! in it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use super::problem::PlanError;
-use super::{HostFacts, RedirectPolicy};
+use super::{Ads, AdsServer, HostFacts, RedirectPolicy, Xds};
 use crate::config::value::ServiceId;
 
 /// What the names of the host's ends of cables begin with. Addresses on such links are ours.
@@ -31,6 +31,12 @@ pub struct NamespacePlan {
     pub net: Ipv4Net,
     /// The sidecar's public port. The host passes it on: it is the same on both sides.
     pub inbound: Option<u16>,
+    /// Consul's xDS on the host's loopback, which the sidecar reaches at the host's end, at the same port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agent: Option<SocketAddrV4>,
+    /// The unit of the application, which runs in it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
     /// The redirection in it.
     pub redirect: RedirectPolicy,
 }
@@ -46,6 +52,17 @@ impl NamespacePlan {
         self.address(2)
     }
 
+    /// Who tells the sidecar what to do, as it is reached from within.
+    pub(super) fn seen_from_within(&self, xds: &Xds) -> Xds {
+        match (self.agent, xds) {
+            (Some(agent), Xds::Ads(ads)) => {
+                let server = AdsServer::Tcp((self.outside(), agent.port()).into());
+                Xds::Ads(Ads { server, ..ads.clone() })
+            }
+            _ => xds.clone(),
+        }
+    }
+
     fn address(&self, number: u32) -> Ipv4Addr {
         Ipv4Addr::from_bits(self.net.network().to_bits().saturating_add(number))
     }
@@ -53,6 +70,16 @@ impl NamespacePlan {
     /// The name of the host's end. It follows from the network alone, so two namespaces never share one.
     pub fn link(&self) -> String {
         link_of(self.net)
+    }
+}
+
+/// Where Consul's xDS is, if that is the host's loopback.
+pub(super) fn agent(xds: &Xds) -> Option<SocketAddrV4> {
+    match xds {
+        Xds::Ads(Ads { server: AdsServer::Tcp(SocketAddr::V4(at)), .. }) if at.ip().is_loopback() => {
+            Some(*at)
+        }
+        _ => None,
     }
 }
 

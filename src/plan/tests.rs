@@ -482,6 +482,21 @@ fn a_pool_that_the_host_is_in_is_refused() {
 }
 
 #[test]
+fn from_within_the_agent_is_at_the_hosts_end() {
+    let services = vec![in_namespace("api", 8080), service("web", None, "user:other")];
+    let planned = plan(&config(services), &driven());
+    let own = &planned.namespaces["api"];
+    let server = |id: &str| match &planned.services[&id.parse::<ServiceId>().unwrap()].sidecar.xds {
+        Xds::Ads(ads) => ads.server.clone(),
+        Xds::Files => panic!("{id} is driven by files"),
+    };
+    let AdsServer::Tcp(outside) = server("web") else { panic!("a socket") };
+    assert!(outside.ip().is_loopback());
+    assert_eq!(server("api"), AdsServer::Tcp((own.outside(), outside.port()).into()));
+    assert_eq!(own.agent.map(SocketAddr::V4), Some(outside));
+}
+
+#[test]
 fn without_namespaces_a_plan_says_nothing_of_them() {
     let planned = plan(&config(vec![service("api", Some(8080), "host")]), &facts());
     let json = serde_json::to_value(&planned).unwrap();

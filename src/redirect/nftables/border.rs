@@ -3,7 +3,8 @@
 //!
 //! | chain | hook | what | why |
 //! |---|---|---|---|
-//! | `in`, `out` | nat prerouting, output, -101 | a sidecar's public port of this host leads into its namespace; DNS from there to our resolver | before Docker's -100: the ports are of our own range |
+//! | `raw` | filter prerouting, -300 | nobody in a namespace asks for loopback | a link that leads to the agent there takes such packets |
+//! | `in`, `out` | nat prerouting, output, -101 | a sidecar's public port of this host leads into its namespace; from there, DNS to our resolver and Consul's xDS to the agent | before Docker's -100: the ports are of our own range |
 //! | `post` | nat postrouting, 101 | what leaves a namespace gets an address of the host's | nobody beyond the host knows those networks |
 //! | `forward` | filter forward, -50 | into a namespace passes only what was led there or is an answer | whoever has a route to the host has none to an application |
 //!
@@ -11,7 +12,7 @@
 
 use std::cell::RefCell;
 use std::fmt::Write as _;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use ipnet::Ipv4Net;
 use serde_json::{Value as Json, json};
@@ -32,6 +33,8 @@ pub struct Crossings {
     ends: Vec<End>,
     /// Where the resolver listens on the host's ends.
     dns: Option<u16>,
+    /// Consul's xDS on loopback.
+    agent: Option<SocketAddrV4>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +58,7 @@ impl Crossings {
             generation: plan.generation.clone(),
             ends: plan.namespaces.values().map(end).collect(),
             dns: plan.dns.inside.first().map(std::net::SocketAddr::port),
+            agent: plan.namespaces.values().find_map(|own| own.agent),
         }
     }
 
@@ -164,8 +168,10 @@ impl Crossings {
         let mark = rule(generation_comment(&self.generation), "return", [json!({ "return": null })]);
         let mut from_outside = vec![led()];
         from_outside.extend(self.dns.map(to_resolver));
+        from_outside.extend(self.agent.map(to_agent));
         vec![
             Chain { name: "generation", base: None, rules: vec![mark] },
+            Chain { name: "raw", base: Some(("filter", "prerouting", -300)), rules: vec![to_loopback()] },
             Chain { name: "in", base: Some(("nat", "prerouting", -101)), rules: from_outside },
             Chain { name: "out", base: Some(("nat", "output", -101)), rules: vec![led()] },
             Chain { name: "post", base: Some(("nat", "postrouting", 101)), rules: vec![masquerade()] },
@@ -234,6 +240,33 @@ fn to_resolver(port: u16) -> Rule {
             is("==", meta("l4proto"), json!({ "set": ["tcp", "udp"] })),
             is("==", payload("th", "dport"), json!(53)),
             json!({ "redirect": { "port": port } }),
+        ],
+    )
+}
+
+/// The one way to a loopback address of the host's: whoever is led there has not asked for it.
+fn to_agent(agent: SocketAddrV4) -> Rule {
+    rule(
+        "to Consul's agent",
+        format!("iifname @links fib daddr type local tcp dport {} dnat ip to {agent}", agent.port()),
+        [
+            is("==", meta("iifname"), json!("@links")),
+            own_address(),
+            is("==", payload("tcp", "dport"), json!(agent.port())),
+            json!({ "dnat": { "family": "ip", "addr": agent.ip(), "port": agent.port() } }),
+        ],
+    )
+}
+
+fn to_loopback() -> Rule {
+    let loopback = json!({ "prefix": { "addr": "127.0.0.0", "len": 8 } });
+    rule(
+        "to the host's loopback",
+        "iifname @links ip daddr 127.0.0.0/8 drop",
+        [
+            is("==", meta("iifname"), json!("@links")),
+            is("==", payload("ip", "daddr"), loopback),
+            json!({ "drop": null }),
         ],
     )
 }
@@ -403,7 +436,8 @@ mod tests {
             inside: "198.18.0.2".parse().unwrap(),
             inbound: Some(21000),
         };
-        let crossings = Crossings { ends: vec![end], dns: Some(8653), ..Crossings::default() };
+        let agent = Some("127.0.0.1:8502".parse().unwrap());
+        let crossings = Crossings { ends: vec![end], dns: Some(8653), agent, ..Crossings::default() };
         let (text, picture) = (crossings.text(), Picture::of_commands(&crossings.commands()));
         let rules: Vec<_> = picture.rules.values().flatten().collect();
         assert_eq!(text.matches(" comment ").count(), rules.len());

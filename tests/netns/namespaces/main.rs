@@ -9,6 +9,7 @@
     reason = "a test fails by panicking, also in its helpers"
 )]
 
+mod agent;
 mod bed;
 mod calls;
 #[path = "../../support/host_bed.rs"]

@@ -8,6 +8,8 @@
 //! While the daemon runs it holds each open: a name that somebody takes away is given back to the same one, and what
 //! runs in it goes on.
 
+mod apps;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -31,6 +33,12 @@ pub struct Record {
     pub identity: Option<Identity>,
     /// The network of its cable.
     pub net: Ipv4Net,
+    /// When it was made, in microseconds since 1970.
+    #[serde(default)]
+    pub since: u64,
+    /// The unit that is placed in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
 }
 
 impl Record {
@@ -107,7 +115,11 @@ impl Held {
             outside: end(self.plan.outside().into()),
             inside: end(self.plan.inside().into()),
         };
-        cable.lay()
+        let mut done = cable.lay()?;
+        if self.plan.agent.is_some() && netns::lead_to_loopback(cable.outer)? {
+            done.push(format!("+ net.ipv4.conf.{}.route_localnet", cable.outer));
+        }
+        Ok(done)
     }
 
     /// Looks whether name, rules, route and cable are still there, and makes them again if not.
@@ -161,7 +173,8 @@ impl Namespaces {
             (None, None) => Known::Nothing,
         };
         if matches!(known, Known::Nothing) && Namespace::by_name(name).is_err() {
-            state.namespaces.insert(name.clone(), Record { identity: None, net: own.net });
+            let unit = None;
+            state.namespaces.insert(name.clone(), Record { identity: None, net: own.net, since: 0, unit });
             state.save(root)?;
         }
         let claimed = netns::claim(name, known);
@@ -174,7 +187,11 @@ impl Namespaces {
             }
         };
         let identity = Some(held.namespace.identity());
-        state.namespaces.insert(name.clone(), Record { identity, net: own.net });
+        let before = state.namespaces.get(name).cloned();
+        let since = before.as_ref().filter(|before| before.identity == identity).map(|before| before.since);
+        let unit = before.and_then(|before| before.unit);
+        let since = since.unwrap_or_else(apps::now);
+        state.namespaces.insert(name.clone(), Record { identity, net: own.net, since, unit });
         state.save(root)?;
         let closed = held.set(&Desired { policy: own.redirect.clone(), live: live.clone() });
         let connected = closed.and_then(|()| held.connect());
@@ -239,11 +256,12 @@ impl Engine {
     }
 
     /// Removes the namespaces that `plan` does not know; all for `None`, and then the host is as it was before them.
-    pub(super) fn remove_namespaces(&mut self, plan: Option<&Plan>) -> Vec<Fault> {
+    pub(super) async fn remove_namespaces(&mut self, plan: Option<&Plan>) -> Vec<Fault> {
         let wanted = |name: &String| plan.is_some_and(|plan| plan.namespaces.contains_key(name));
         let going: Vec<String> = self.state.namespaces.keys().filter(|name| !wanted(name)).cloned().collect();
         let mut faults = Vec::new();
         for name in &going {
+            keep(&mut faults, self.unplace_app(name).await);
             keep(&mut faults, self.namespaces.remove(name, &mut self.state));
         }
         if !going.is_empty() && self.state.namespaces.is_empty() {
