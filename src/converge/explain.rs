@@ -216,7 +216,7 @@ mod tests {
         let asked = |facts: &HostFacts| {
             let to = "10.9.9.9:5432".parse().unwrap();
             let flow = Flow { origin: Origin::User(1000), transport: Transport::Tcp, to };
-            explain(&plan(&config, facts), flow, BTreeSet::new())
+            explain(&plan(&config, facts), flow, BTreeSet::new(), None)
         };
         let by_files = asked(&facts);
         assert!(by_files.lead.is_some() && by_files.next.iter().any(|line| line.contains("passed on")));

@@ -1,13 +1,12 @@
 //! Hearing of changes in the network namespaces of services, at the border to them, and of their names.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::pin::Pin;
 
 use futures_util::future::select_all;
 
 use super::log;
 use super::watch::Watcher;
-use crate::base::Fault;
+use crate::base::{Fault, LocalFuture};
 use crate::converge::Engine;
 use crate::netns::{FOLDER, Identity, LinkWatch};
 use crate::redirect::{Drift, DriftEvent};
@@ -73,8 +72,10 @@ impl Namespaces {
         loop {
             let Namespaces { inside, border, names } = self;
             let ears = inside.values_mut().map(|(_, ears)| ears).chain(border.as_mut());
-            let mut heard: Vec<Pin<Box<dyn Future<Output = Result<DriftEvent, Fault>> + '_>>> = Vec::new();
-            heard.extend(ears.map(|ears| Box::pin(ears.next()) as Pin<Box<dyn Future<Output = _> + '_>>));
+            let mut heard: Vec<LocalFuture<'_, Result<DriftEvent, Fault>>> = Vec::new();
+            for ears in ears {
+                heard.push(Box::pin(ears.next()));
+            }
             if let Some(names) = names {
                 heard.push(Box::pin(async { names.changed().await.map(|()| DriftEvent::default()) }));
             }

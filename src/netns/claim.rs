@@ -26,12 +26,7 @@ pub enum Known<'a> {
 /// `ENM-N030` somebody else has the name, `ENM-N031` the one that enmesh made was replaced; otherwise as
 /// [`Namespace::create`].
 pub fn claim(name: &str, known: Known<'_>) -> Result<Namespace, Fault> {
-    let there = match Namespace::by_name(name) {
-        Ok(there) => Some(there),
-        // Also a file on which nothing is bound: a reboot or `umount` left it.
-        Err(fault) if matches!(fault.code, "ENM-N003" | "ENM-N004") => None,
-        Err(fault) => return Err(fault),
-    };
+    let there = Namespace::find(name)?;
     let replaced = || NetnsError::Replaced { name: name.to_owned() };
     match (known, there) {
         (Known::Held(own), Some(there)) if own.identity() == there.identity() => Ok(there),
@@ -49,13 +44,13 @@ pub fn claim(name: &str, known: Known<'_>) -> Result<Namespace, Fault> {
 /// # Errors
 /// As [`Namespace::delete`].
 pub fn give_up(name: &str, known: Known<'_>) -> Result<bool, Fault> {
-    let ours = match (known, Namespace::by_name(name)) {
-        (Known::Held(own), Ok(there)) => own.identity() == there.identity(),
-        (Known::Made(identity), Ok(there)) => identity == there.identity(),
+    let ours = match (known, Namespace::find(name)?) {
+        (Known::Held(own), Some(there)) => own.identity() == there.identity(),
+        (Known::Made(identity), Some(there)) => identity == there.identity(),
         (Known::Begun, _) => true,
         (Known::Nothing, _) => false,
-        // An empty file is nobody's.
-        (_, Err(fault)) => fault.code == "ENM-N004",
+        // At most a file on which nothing is bound.
+        (Known::Held(_) | Known::Made(_), None) => true,
     };
     if ours { Namespace::delete(name) } else { Ok(false) }
 }

@@ -130,6 +130,20 @@ impl Namespace {
     /// # Errors
     /// `ENM-N001` no privilege, `ENM-N003` there is none, `ENM-N004` the file is something else.
     pub fn open(path: &Path) -> Result<Namespace, Fault> {
+        Ok(Namespace::try_open(path)?)
+    }
+
+    /// The namespace `name` of `/run/netns`; `None` where there is none. A file on which nothing is bound, as a reboot
+    /// or `umount` leaves it, is none.
+    pub(super) fn find(name: &str) -> Result<Option<Namespace>, Fault> {
+        match Namespace::try_open(&path_of(name)?) {
+            Ok(there) => Ok(Some(there)),
+            Err(NetnsError::NoSuchNamespace { .. } | NetnsError::NotANamespace { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn try_open(path: &Path) -> Result<Namespace, NetnsError> {
         let name = || path.display().to_string();
         let file = File::open(path).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => NetnsError::NoSuchNamespace { name: name() },
@@ -137,7 +151,7 @@ impl Namespace {
         })?;
         let kind = fstatfs(&file).map_err(|e| NetnsError::system(format!("look at {}", name()), e))?;
         if kind.filesystem_type() != NSFS_MAGIC {
-            return Err(NetnsError::NotANamespace { name: name() }.into());
+            return Err(NetnsError::NotANamespace { name: name() });
         }
         let meta = file.metadata().map_err(|e| NetnsError::system(format!("look at {}", name()), e))?;
         let identity = Identity { device: meta.dev(), inode: meta.ino() };

@@ -7,12 +7,13 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
+use enmesh::base::exec;
 use enmesh::netns::{self, Cable, Namespace};
 use enmesh::plan::{self, Ads, AdsServer, HostFacts, INNER_LINK, MeshView, Xds, facts};
 use enmesh::redirect::{Border, Crossings};
 use ipnet::IpNet;
 
-use crate::bed::Bed;
+use crate::bed::{Bed, LIMIT};
 
 /// A query for the IPv4 addresses of `name`.
 fn query(name: &str) -> Vec<u8> {
@@ -115,13 +116,21 @@ fn the_agent_is_reached_and_nothing_else_of_loopback() {
     };
     assert_eq!(hears((own.outside(), 8502).into()).unwrap(), "agent");
     hears((own.outside(), 8500).into()).expect_err("another port of loopback");
-    // Who gives himself a route to it is not let in either.
-    let gateway = Some(own.outside().into());
-    let there = "127.0.0.9/32".parse().unwrap();
-    namespace.run_async(|| netns::add_route(there, gateway, None)).unwrap().unwrap();
-    let remove = || std::fs::write("/proc/sys/net/ipv4/conf/eth0/route_localnet", "1").unwrap();
-    namespace.run(remove).unwrap();
-    host.run_async(|| netns::add_address("lo", there)).unwrap().unwrap();
-    hears("127.0.0.9:8502".parse().unwrap()).expect_err("loopback itself");
+    // Who gives himself a route to the host's loopback is not let in either.
+    namespace.run(|| std::fs::write("/proc/sys/net/ipv4/conf/eth0/route_localnet", "1").unwrap()).unwrap();
+    let gateway = own.outside().to_string();
+    for line in [
+        &["route", "del", "local", "127.0.0.0/8", "dev", "lo", "table", "local"][..],
+        &["route", "del", "local", "127.0.0.1", "dev", "lo", "table", "local"],
+        &["route", "add", "127.0.0.1", "via", &gateway],
+    ] {
+        let ip = || exec::run(&exec::find("ip").unwrap(), line, b"", LIMIT).unwrap();
+        let output = namespace.run(ip).unwrap();
+        assert!(output.status.success(), "{line:?}: {}", output.stderr);
+    }
+    let loopback: SocketAddr = "127.0.0.1:8500".parse().unwrap();
+    hears(loopback).expect_err("loopback itself");
+    crate::bed::nft(&host, &["flush", "chain", "inet", "enmesh_border", "raw"], "").unwrap();
+    assert_eq!(hears(loopback).unwrap(), "agent", "it is the rule that keeps others out");
     Namespace::delete(&own.name).unwrap();
 }
