@@ -314,7 +314,8 @@ impl Engine {
     /// more end; the generation is recorded.
     pub async fn converge(&mut self, intent: Intent) -> Outcome {
         let Intent { config, plan, view, .. } = intent;
-        let mut faults = match preflight::check(&plan, self.beside_others) {
+        let inodes: Vec<u64> = self.namespaces().values().map(|identity| identity.inode).collect();
+        let mut faults = match preflight::check(&plan, self.beside_others, &inodes) {
             Ok(reasons) if reasons.is_empty() => Vec::new(),
             Ok(reasons) => return Outcome { faults: reasons },
             Err(fault) => return Outcome { faults: vec![fault] },

@@ -18,7 +18,7 @@ mod watch;
 pub use cable::Cable;
 pub use claim::{Known, claim, give_up};
 pub use facts::{addresses, default_source, ipv6_available};
-pub use forward::{forwards, lead_to_loopback, set_forwarding};
+pub use forward::{forwards, lead_to_loopback, set_forwarding, tune_alike};
 pub use link::{
     LOOPBACK, Link, add_address, link, link_addresses, links, lo_up, remove_link, set_up, veth_pair,
 };

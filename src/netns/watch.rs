@@ -7,7 +7,7 @@ use nix::sys::socket::SockProtocol;
 use super::error::NetnsError;
 use super::route::ROUTE_PROTOCOL;
 use crate::base::Fault;
-use crate::base::netlink::{Announcements, Heard, messages};
+use crate::base::netlink::{Announcements, Heard, Message, attributes, messages};
 
 /// Bit of group 7, `RTNLGRP_IPV4_ROUTE` (linux/rtnetlink.h).
 const GROUP: u32 = 1 << 6;
@@ -15,8 +15,9 @@ const GROUP: u32 = 1 << 6;
 /// Bits of groups 1 and 5, `RTNLGRP_LINK` and `RTNLGRP_IPV4_IFADDR`.
 const CABLES: u32 = 1 | 1 << 4;
 
-/// `RTM_NEWLINK`, as which the kernel also announces that a link was switched off, `RTM_DELLINK`, `RTM_DELADDR`.
-const CHANGES: [u16; 4] = [16, 17, 21, ROUTE_GONE];
+/// `RTM_NEWLINK`, as which the kernel also announces that a link was switched off, `RTM_DELLINK`, `RTM_DELADDR`; and what
+/// stands before the attributes of each (`struct ifinfomsg`, `ifaddrmsg`, `rtmsg`).
+const CHANGES: [(u16, usize); 4] = [(16, 16), (17, 16), (21, 8), (ROUTE_GONE, 12)];
 
 /// `RTM_DELROUTE`.
 const ROUTE_GONE: u16 = 25;
@@ -67,10 +68,11 @@ impl RouteWatch {
     }
 }
 
-/// Links that change, and addresses and routes that go, whosesoever they are: whoever hears of it looks
-/// after his own.
+/// Links that change, and addresses and routes that go: whoever hears of it looks after his own.
 pub struct LinkWatch {
     socket: Announcements,
+    /// What the names of the links begin with that count.
+    prefix: &'static str,
     heard: bool,
 }
 
@@ -80,9 +82,17 @@ impl LinkWatch {
     /// # Errors
     /// `ENM-N010` no netlink.
     pub fn new() -> Result<LinkWatch, Fault> {
+        LinkWatch::named("")
+    }
+
+    /// The same for links whose names begin with `prefix`, and for their addresses, where links of others come and go.
+    ///
+    /// # Errors
+    /// As [`LinkWatch::new`].
+    pub fn named(prefix: &'static str) -> Result<LinkWatch, Fault> {
         let socket = Announcements::join(SockProtocol::NetlinkRoute, GROUP | CABLES)
             .map_err(|source| NetnsError::Connect { source })?;
-        Ok(LinkWatch { socket, heard: false })
+        Ok(LinkWatch { socket, prefix, heard: false })
     }
 
     /// Waits until something changed, or may have. Safe to interrupt: nothing is lost.
@@ -99,7 +109,7 @@ impl LinkWatch {
             while let Some(heard) = self.socket.take()? {
                 self.heard |= match heard {
                     Heard::Datagram(datagram) => {
-                        messages(datagram).any(|message| CHANGES.contains(&message.kind))
+                        messages(datagram).any(|message| says_changed(message, self.prefix))
                     }
                     Heard::Gap => true,
                 };
@@ -108,6 +118,20 @@ impl LinkWatch {
         self.heard = false;
         Ok(())
     }
+}
+
+fn says_changed(message: Message<'_>, prefix: &str) -> bool {
+    let Some((_, header)) = CHANGES.iter().find(|(kind, _)| *kind == message.kind) else { return false };
+    // Routes have no names of links in them.
+    prefix.is_empty()
+        || name_in(message.body.get(*header..).unwrap_or_default()).starts_with(prefix.as_bytes())
+}
+
+/// The name of a link, which is the attribute of the same number in messages about links (`IFLA_IFNAME`) and about IPv4
+/// addresses (`IFA_LABEL`).
+fn name_in(body: &[u8]) -> &[u8] {
+    const NAME: u16 = 3;
+    attributes(body).find_map(|(kind, value)| (kind == NAME).then_some(value)).unwrap_or_default()
 }
 
 fn says_gone(datagram: &[u8]) -> bool {

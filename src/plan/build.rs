@@ -327,6 +327,7 @@ impl<'a> Builder<'a> {
                 program: self.program(),
                 outbound_port,
                 inbound_port,
+                apart: namespace_name(service).is_some(),
                 ipv6: self.facts.ipv6,
                 folder: Path::new(RUN_FOLDER).join(id.as_str()),
                 drain: self.host.envoy.drain,

@@ -23,7 +23,7 @@ use crate::base::units::Network;
 use crate::base::{Fault, Root};
 use crate::config::value::ServiceId;
 use crate::netns::{self, Cable, Identity, Known, LinkWatch, Namespace};
-use crate::plan::{INNER_LINK, NamespacePlan, Plan, RedirectPolicy, link_of};
+use crate::plan::{INNER_LINK, LINK_PREFIX, NamespacePlan, Plan, RedirectPolicy, link_of};
 use crate::redirect::{BORDER, Border, Crossings, Desired, Drift, Firewall, Nftables};
 
 /// What is remembered of a namespace.
@@ -193,6 +193,7 @@ impl Namespaces {
         let since = since.unwrap_or_else(apps::now);
         state.namespaces.insert(name.clone(), Record { identity, net: own.net, since, unit });
         state.save(root)?;
+        netns::tune_alike(&held.namespace)?;
         let closed = held.set(&Desired { policy: own.redirect.clone(), live: live.clone() });
         let connected = closed.and_then(|()| held.connect());
         self.held.insert(name.clone(), held);
@@ -363,6 +364,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::watch_namespace`].
     pub fn watch_border(&self) -> Result<(Drift, LinkWatch), Fault> {
-        Ok((self.namespaces.border.watch()?, LinkWatch::new()?))
+        // On a host links of containers come and go.
+        Ok((self.namespaces.border.watch()?, LinkWatch::named(LINK_PREFIX)?))
     }
 }

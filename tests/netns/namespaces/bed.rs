@@ -4,7 +4,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "a service manager starts daemons")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -30,12 +30,16 @@ use crate::host_bed::{self, envoy, until};
 
 /// How long anything may take on a busy machine.
 pub const LIMIT: Duration = Duration::from_secs(20);
+/// The port of the first application in the host's own namespace.
+pub const BESIDE_PORT: u16 = 9001;
 /// In everything that is said.
 pub const SECRET: &str = "nobody-may-hear-this-on-the-wire";
 
 pub struct Bed {
     /// The services in namespaces, with the namespaces' names.
     pub names: BTreeMap<&'static str, String>,
+    /// Those of the same host that are not.
+    beside: Vec<&'static str>,
     daemons: BTreeMap<&'static str, Child>,
     stop: Arc<AtomicBool>,
     /// The last field, so that it goes last.
@@ -45,11 +49,17 @@ pub struct Bed {
 impl Bed {
     /// Builds the hosts, starts nothing. On `near`, `services` are in namespaces; all may call all.
     pub fn build(tag: &str, services: &[&'static str], more: &str) -> Bed {
+        Bed::build_beside(tag, services, &[], more)
+    }
+
+    /// The same with services in the host's own namespace as well; the first is everybody's, port 9001 and up.
+    pub fn build_beside(tag: &str, services: &[&'static str], beside: &[&'static str], more: &str) -> Bed {
         let tag = format!("enmesh-{tag}-{}", std::process::id());
         let stage = Stage::build(&tag, Path::new(host_bed::enmesh())).expect("these tests need root and nft");
         let names: BTreeMap<&'static str, String> =
             services.iter().map(|service| (*service, format!("{tag}-in-{service}"))).collect();
-        let bed = Bed { names, daemons: BTreeMap::new(), stop: Arc::default(), stage };
+        let beside = beside.to_vec();
+        let bed = Bed { names, beside, daemons: BTreeMap::new(), stop: Arc::default(), stage };
         for host in [&bed.stage.web, &bed.stage.api] {
             fs::remove_file(host.envoy()).unwrap();
             fs::hard_link(envoy(), host.envoy())
@@ -78,6 +88,10 @@ impl Bed {
         for service in services {
             bed.write_service(service);
         }
+        for (service, port) in bed.beside.iter().zip(BESIDE_PORT..) {
+            let file = format!("name = \"{service}\"\nport = {port}\n");
+            bed.near().write(&format!("/etc/enmesh/services/{service}.toml"), &file).unwrap();
+        }
         let config = StaticConfig::default();
         let (web, api) = (&bed.stage.web, &bed.stage.api);
         mesh::ca_init(&web.root(), &config, &mesh::InitRequest::default(), SystemTime::now()).unwrap();
@@ -99,10 +113,11 @@ impl Bed {
 
     fn peers(&self, host: &Host) -> String {
         let mut text = String::new();
-        let all: Vec<String> =
-            self.names.keys().copied().chain(["far"]).map(|name| format!("{name:?}")).collect();
+        // In the order of their names, as ports are given out.
+        let here: BTreeSet<&'static str> = self.names.keys().chain(&self.beside).copied().collect();
+        let all: Vec<String> = here.iter().copied().chain(["far"]).map(|name| format!("{name:?}")).collect();
         let mut ports = 21_000..;
-        for name in self.names.keys().copied().chain(["far"]) {
+        for name in here.iter().copied().chain(["far"]) {
             text += &format!("[[service]]\nname = \"{name}\"\nallow = [{}]\n", all.join(", "));
             let (at, port) = match name {
                 "far" => (&self.stage.web, 21_000),
@@ -204,7 +219,9 @@ impl Bed {
 
     /// Starts the app of `service` where it belongs: it says every line back, and its name first.
     pub fn app(&self, service: &'static str) {
-        let listener = self.place(service).run(|| TcpListener::bind(("0.0.0.0", APP_PORT)).unwrap()).unwrap();
+        let beside = self.beside.iter().position(|other| *other == service);
+        let port = beside.map_or(APP_PORT, |number| BESIDE_PORT + u16::try_from(number).unwrap());
+        let listener = self.place(service).run(|| TcpListener::bind(("0.0.0.0", port)).unwrap()).unwrap();
         listener.set_nonblocking(true).unwrap();
         let stop = Arc::clone(&self.stop);
         thread::spawn(move || {
@@ -313,4 +330,9 @@ pub fn nft(place: &Namespace, arguments: &[&str], stdin: &str) -> Result<String,
     let output = place.run(run).unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     if output.status.success() { Ok(text) } else { Err(output.stderr) }
+}
+
+/// Somebody who runs as the sidecars' user and is none.
+pub fn stranger() -> Child {
+    Command::new("/bin/sleep").arg("60").uid(ENVOY_USER).gid(ENVOY_USER).spawn().unwrap()
 }

@@ -1,5 +1,6 @@
 //! What such services say to each other and to a third host, and what of it is in the clear.
 
+use std::fs;
 use std::net::SocketAddr;
 
 use enmesh::demo::snapshot::Snapshot;
@@ -7,7 +8,7 @@ use enmesh::demo::stage::{APP_PORT, INTERFACE};
 use enmesh::demo::wire::{Tally, Tap};
 use enmesh::netns::{self, Namespace};
 
-use crate::bed::{Bed, SECRET};
+use crate::bed::{BESIDE_PORT, Bed, SECRET};
 
 fn tap(place: &Namespace, link: &str) -> Tap {
     Tap::start(place, link, vec![SECRET.as_bytes().to_vec()]).unwrap()
@@ -79,4 +80,33 @@ fn two_services_of_one_user_and_port_and_a_third_host() {
     }
     let after = Snapshot::take(&bed.near().namespace, &[]).unwrap();
     assert_eq!(before.difference(&after), [""; 0]);
+}
+
+/// A service as ever, and one in a namespace, on one host: each way, and each by the other's address as well.
+#[test]
+fn beside_a_service_in_the_hosts_own_namespace() {
+    let mut bed = Bed::build_beside("ns-beside", &["api"], &["web"], "");
+    bed.near().namespace.run(|| fs::write("/proc/sys/net/core/somaxconn", "777").unwrap()).unwrap();
+    bed.start("near");
+    bed.await_ready("near");
+    for service in ["api", "web"] {
+        bed.app(service);
+    }
+    let tap = tap(&bed.near().namespace, "enm-c6120000");
+    for (caller, callee) in [("api", "web"), ("web", "api"), ("api", "api"), ("web", "web")] {
+        assert_eq!(bed.call_soon(caller, SocketAddr::new(bed.virtual_ip(callee), 80)), callee);
+    }
+    // From within, the host's address and the app's port are the mesh's.
+    let direct = SocketAddr::from((bed.near().address, BESIDE_PORT));
+    assert_eq!(bed.call_soon("api", direct), "web");
+    assert_encrypted("between them", &tap.tally());
+    let tuned = bed.place("api").run(|| fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap());
+    assert_eq!(tuned.unwrap().trim(), "777", "what the host is tuned with counts in there");
+    // Whoever runs as the sidecars' user in there would pass the mesh by.
+    let mut stranger = bed.place("api").run(|| crate::bed::stranger()).unwrap();
+    let (_, said) = bed.enmesh("near", &["apply"]);
+    stranger.kill().unwrap();
+    stranger.wait().unwrap();
+    assert!(said.contains("sleep"), "{said}");
+    bed.down("near");
 }
