@@ -48,7 +48,10 @@ impl NetnsError {
     pub(super) fn system(what: impl Into<String>, source: impl Into<io::Error>) -> Self {
         let (what, source) = (what.into(), source.into());
         match source.kind() {
-            io::ErrorKind::PermissionDenied => NetnsError::Privilege { what },
+            // A unit's sandbox is told by either.
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                NetnsError::Privilege { what }
+            }
             _ => NetnsError::System { what, source },
         }
     }
@@ -104,7 +107,8 @@ impl Explain for NetnsError {
     fn hint(&self) -> String {
         match self {
             NetnsError::Privilege { .. } => {
-                "run as root, or with CAP_SYS_ADMIN for namespaces and CAP_NET_ADMIN for links and routes"
+                "run as root, or with CAP_SYS_ADMIN for namespaces and CAP_NET_ADMIN for links and routes; docs/namespaces.md \
+                 has what the unit of the daemon needs for namespaces"
                     .to_owned()
             }
             NetnsError::Unsupported => "use a kernel with CONFIG_NET_NS; every distribution's has it".to_owned(),

@@ -90,9 +90,31 @@ fn all_in_place(machine: &Machine) {
     assert_eq!(machine.rules(), None, "nothing is captured in the host's own network");
 }
 
+/// The daemon's own sandbox is not for it: that is said, and neither application nor sidecar runs elsewhere instead.
+fn without_the_drop_in_it_is_said(machine: &Machine) {
+    let kept = "/etc/systemd/system/enmesh.service.d/namespaces.conf";
+    machine.must(&["mv", kept, "/root/"]);
+    machine.must(&["systemctl", "daemon-reload"]);
+    machine.must(&["systemctl", "restart", "enmesh"]);
+    let status = machine.until("the faults", || {
+        Some(machine.status()).filter(|status| status["faults"].as_array().is_some_and(|all| !all.is_empty()))
+    });
+    let fault = &status["services"]["api"]["fault"];
+    assert_eq!(
+        (&fault["code"], &status["services"]["api"]["phase"]),
+        (&"ENM-N001".into(), &"failed".into()),
+        "{status:#}"
+    );
+    assert!(fault["hint"].as_str().unwrap().contains("docs/namespaces.md"), "{fault:#}");
+    machine.must(&["mv", "/root/namespaces.conf", kept]);
+    machine.must(&["systemctl", "daemon-reload"]);
+    machine.must(&["systemctl", "restart", "enmesh"]);
+}
+
 #[test]
 fn two_services_under_one_user() {
     let mut machine = Machine::boot_with("namespaces", lay_out);
+    without_the_drop_in_it_is_said(&machine);
     // Applications that ran before are told of, and are where they belong when they start again.
     machine.must(&["systemctl", "start", "api-app", "billing-app"]);
     machine.until("both sidecars", || {

@@ -82,10 +82,20 @@ fn two_services_of_one_user_and_port_and_a_third_host() {
     assert_eq!(before.difference(&after), [""; 0]);
 }
 
-/// A service as ever, and one in a namespace, on one host: each way, and each by the other's address as well.
 #[test]
 fn beside_a_service_in_the_hosts_own_namespace() {
-    let mut bed = Bed::build_beside("ns-beside", &["api"], &["web"], "");
+    beside("ns-beside", "nftables");
+}
+
+/// Border and namespaces are nftables' whatever the host's driver is.
+#[test]
+fn beside_a_service_that_iptables_captures() {
+    beside("ns-iptables", "iptables");
+}
+
+/// A service as ever, and one in a namespace, on one host: each way, and each by the other's address as well.
+fn beside(tag: &str, driver: &str) {
+    let mut bed = Bed::build_beside(tag, &["api"], &["web"], &format!("driver = \"{driver}\"\n"));
     bed.near().namespace.run(|| fs::write("/proc/sys/net/core/somaxconn", "777").unwrap()).unwrap();
     bed.start("near");
     bed.await_ready("near");
