@@ -12,7 +12,7 @@ use super::allocate::{self, PortPool};
 use super::capture::Captures;
 use super::dns;
 use super::facts::User;
-use super::namespace;
+use super::namespace::{self, seen_from_host};
 use super::problem::PlanError;
 use super::registration::{registration, set_outbound_port};
 use super::told::{COLLECTOR, Told};
@@ -22,10 +22,13 @@ use super::{
 };
 use crate::base::Fault;
 use crate::config::value::{AddressSpec, Port, Scope, ServiceId, ServiceName, UserSpec};
-use crate::config::{Config, DnsMode, HostConfig, Mode, RegistrationMode, ServiceConfig};
+use crate::config::{Config, DnsMode, HostConfig, Inbound, Mode, RegistrationMode, ServiceConfig};
 
 /// Where each sidecar has its folder.
 const RUN_FOLDER: &str = "/run/enmesh";
+
+/// The user of whoever administers the host, enmesh included.
+const ROOT: u32 = 0;
 
 /// What should be true on this host.
 ///
@@ -180,7 +183,9 @@ impl<'a> Builder<'a> {
             Some(own) => own.seen_from_within(&self.facts.xds),
             None => self.facts.xds.clone(),
         };
-        self.namespaces.extend(namespace.map(|own| (own.name.clone(), (own, inside))));
+        self.namespaces.extend(namespace.clone().map(|own| (own.name.clone(), (own, inside))));
+        let checked = namespace.as_ref().map(|own| seen_from_host(service, own.inside()));
+        let service = checked.as_ref().unwrap_or(service);
         let mut plan = self.service_plan(service, told, user, address, (outbound, inbound));
         if take_token(&mut plan.registration) {
             let warning = PlanError::TokenInFile { id: id.clone() };
@@ -215,7 +220,10 @@ impl<'a> Builder<'a> {
         let net = namespace::network(given, &self.namespace_names, pool, self.facts, (&id, name))?;
         let redirect = RedirectPolicy::default();
         let agent = namespace::agent(&self.facts.xds);
-        Ok(Some(NamespacePlan { name: name.clone(), service: id, net, inbound, agent, unit, redirect }))
+        // What is captured by port can be told from everything else, for those who check it.
+        let app = service.port.filter(|_| service.capture.inbound == Inbound::Service).map(Port::get);
+        let (name, checkers) = (name.clone(), BTreeSet::new());
+        Ok(Some(NamespacePlan { name, service: id, net, inbound, app, checkers, agent, unit, redirect }))
     }
 
     /// Where the registration is not ours, what it says is where Consul puts the listener. Otherwise
@@ -403,12 +411,14 @@ impl<'a> Builder<'a> {
         };
         let proxy_uids: BTreeSet<u32> =
             self.services.values().map(|service| service.sidecar.uid).chain(consul).collect();
+        let checkers: BTreeSet<u32> = consul.into_iter().chain([ROOT]).collect();
         let pool = self.host.virtual_ips;
         let inside = std::mem::take(&mut self.namespaces).into_iter().map(|(name, (own, captures))| {
             // What the host's own addresses are there is elsewhere from in here.
             let here = BTreeSet::from([IpAddr::V4(own.inside())]);
-            let redirect = captures.policy(pool, &self.mesh, &here, proxy_uids.clone());
-            (name, NamespacePlan { redirect, ..own })
+            let mut redirect = captures.policy(pool, &self.mesh, &here, proxy_uids.clone());
+            redirect.host_end = own.app.map(|_| own.outside());
+            (name, NamespacePlan { redirect, checkers: checkers.clone(), ..own })
         });
         let inside = inside.collect();
         let mut policy = std::mem::take(&mut self.captures).policy(pool, &self.mesh, &own, proxy_uids);

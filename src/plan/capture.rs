@@ -182,6 +182,7 @@ impl Captures {
             inbound: self.inbound,
             dns: None,
             virtual_route: captured.then_some(pool),
+            host_end: None,
         }
     }
 }

@@ -28,7 +28,7 @@ pub use mesh::{
     Access, Callers, Credentials, HeaderMatch, HeaderRule, Instance, MeshService, MeshView, Past, PathMatch,
     Protocol, RequestRule, SpiffeId, XdsToken,
 };
-pub use namespace::{INNER_LINK, LINK_PREFIX, NamespacePlan, link_of};
+pub use namespace::{INNER_LINK, LINK_PREFIX, NamespacePlan, link_of, seen_from_host};
 pub use policy::{
     Bypasses, DnsCapture, DnsServer, InboundCapture, InboundPorts, OutboundCapture, RESOLVER_LAPSE,
     RESOLVER_MARK, RedirectPolicy, Who,

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::problem::PlanError;
 use super::{Ads, AdsServer, HostFacts, RedirectPolicy, Xds};
+use crate::config::ServiceConfig;
 use crate::config::value::ServiceId;
 
 /// What the names of the host's ends of cables begin with. Addresses on such links are ours.
@@ -31,6 +32,11 @@ pub struct NamespacePlan {
     pub net: Ipv4Net,
     /// The sidecar's public port. The host passes it on: it is the same on both sides.
     pub inbound: Option<u16>,
+    /// The application's port, if that alone is captured: the host itself reaches it in the clear, to see how it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub app: Option<u16>,
+    /// Who on the host may.
+    pub checkers: BTreeSet<u32>,
     /// Consul's xDS on the host's loopback, which the sidecar reaches at the host's end, at the same port.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub agent: Option<SocketAddrV4>,
@@ -71,6 +77,35 @@ impl NamespacePlan {
     pub fn link(&self) -> String {
         link_of(self.net)
     }
+}
+
+/// `service` with checks that reach the application in its namespace, at `inside`, from the host.
+pub fn seen_from_host(service: &ServiceConfig, inside: Ipv4Addr) -> ServiceConfig {
+    let mut service = service.clone();
+    for check in &mut service.checks {
+        let targets = [&mut check.http, &mut check.tcp, &mut check.grpc, &mut check.udp, &mut check.h2ping];
+        for target in targets.into_iter().flatten() {
+            *target = led_inside(target, inside);
+        }
+    }
+    service
+}
+
+/// A target with `inside` in the place of loopback.
+fn led_inside(target: &str, inside: Ipv4Addr) -> String {
+    let (scheme, rest) = match target.split_once("://") {
+        Some((scheme, rest)) => (format!("{scheme}://"), rest),
+        None => (String::new(), target),
+    };
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at_checked(end).unwrap_or((rest, ""));
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => (host, format!(":{port}")),
+        _ => (authority, String::new()),
+    };
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let loopback = bare == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    if loopback { format!("{scheme}{inside}{port}{path}") } else { target.to_owned() }
 }
 
 /// Where Consul's xDS is, if that is the host's loopback.
@@ -120,4 +155,25 @@ pub(super) fn network(
 fn free(given: &BTreeMap<String, Ipv4Net>, pool: Ipv4Net) -> Option<Ipv4Net> {
     let held: BTreeSet<Ipv4Net> = given.values().copied().collect();
     pool.subnets(LENGTH).ok()?.find(|net| !held.contains(net))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checks_of_loopback_lead_inside_and_others_where_they_did() {
+        for (target, seen) in [
+            ("http://127.0.0.1:8080/health?x=1:2", "http://198.18.0.2:8080/health?x=1:2"),
+            ("https://localhost/", "https://198.18.0.2/"),
+            ("http://[::1]:80", "http://198.18.0.2:80"),
+            ("127.0.0.1:5432", "198.18.0.2:5432"),
+            ("localhost:8080/name", "198.18.0.2:8080/name"),
+            ("http://10.0.0.1:8080/", "http://10.0.0.1:8080/"),
+            ("http://localhost.example:1/", "http://localhost.example:1/"),
+            ("[fd00::1]:80", "[fd00::1]:80"),
+        ] {
+            assert_eq!(led_inside(target, Ipv4Addr::new(198, 18, 0, 2)), seen);
+        }
+    }
 }

@@ -482,6 +482,19 @@ fn a_pool_that_the_host_is_in_is_refused() {
 }
 
 #[test]
+fn checks_are_run_from_the_host() {
+    let mut api = in_namespace("api", 8080);
+    let check = serde_json::json!({ "tcp": "127.0.0.1:8080", "interval": "10s" });
+    api.checks = vec![serde_json::from_value(check).unwrap()];
+    let planned = plan(&config(vec![api]), &facts());
+    let own = &planned.namespaces["api"];
+    let registered = &planned.services[&own.service].registration["service"]["checks"][0]["tcp"];
+    assert_eq!(registered, "198.18.0.2:8080");
+    assert_eq!((own.redirect.host_end, own.app), (Some(own.outside()), Some(8080)));
+    assert_eq!(own.checkers, BTreeSet::from([0, 102]), "root, and Consul's user");
+}
+
+#[test]
 fn from_within_the_agent_is_at_the_hosts_end() {
     let services = vec![in_namespace("api", 8080), service("web", None, "user:other")];
     let planned = plan(&config(services), &driven());

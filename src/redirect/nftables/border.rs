@@ -6,11 +6,13 @@
 //! | `raw` | filter prerouting, -300 | nobody in a namespace asks for loopback | a link that leads to the agent there takes such packets |
 //! | `in`, `out` | nat prerouting, output, -101 | a sidecar's public port of this host leads into its namespace; from there, DNS to our resolver and Consul's xDS to the agent | before Docker's -100: the ports are of our own range |
 //! | `post` | nat postrouting, 101 | what leaves a namespace gets an address of the host's | nobody beyond the host knows those networks |
+//! | `local` | filter output, -50 | of the host's users, root and Consul's reach an application's port | checks of its health are run on the host |
 //! | `forward` | filter forward, -50 | into a namespace passes only what was led there or is an answer | whoever has a route to the host has none to an application |
 //!
 //! It is nothing of [`Ruleset`](crate::redirect::ruleset): no capture, no liveness and no trial has a part in it.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -35,6 +37,8 @@ pub struct Crossings {
     dns: Option<u16>,
     /// Consul's xDS on loopback.
     agent: Option<SocketAddrV4>,
+    /// Who may call applications from the host.
+    checkers: BTreeSet<u32>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +47,7 @@ struct End {
     net: Ipv4Net,
     inside: Ipv4Addr,
     inbound: Option<u16>,
+    app: Option<u16>,
 }
 
 impl Crossings {
@@ -53,18 +58,24 @@ impl Crossings {
             net: own.net,
             inside: own.inside(),
             inbound: own.inbound,
+            app: own.app,
         };
         Crossings {
             generation: plan.generation.clone(),
             ends: plan.namespaces.values().map(end).collect(),
             dns: plan.dns.inside.first().map(std::net::SocketAddr::port),
             agent: plan.namespaces.values().find_map(|own| own.agent),
+            checkers: plan.namespaces.values().flat_map(|own| own.checkers.iter().copied()).collect(),
         }
     }
 
     /// Whether there is no namespace and so no border.
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
+    }
+
+    fn apps(&self) -> impl Iterator<Item = (u16, Ipv4Addr)> {
+        self.ends.iter().filter_map(|end| Some((end.app?, end.inside)))
     }
 
     fn inbound(&self) -> impl Iterator<Item = (u16, Ipv4Addr)> {
@@ -82,17 +93,23 @@ impl Crossings {
         let nets = list(self.ends.iter().map(|end| end.net.to_string()).collect());
         let led = list(self.inbound().map(|(port, to)| format!("{port} : {to}")).collect());
         let open = list(self.inbound().map(|(port, to)| format!("{to} . {port}")).collect());
-        let has_inbound = self.inbound().next().is_some();
-        let elements =
-            |items: &str| if has_inbound { format!("\t\telements = {{ {items} }}\n") } else { String::new() };
+        let apps = list(self.apps().map(|(port, to)| format!("{to} . {port}")).collect());
+        let checkers = list(self.checkers.iter().map(ToString::to_string).collect());
+        let elements = |items: &str| {
+            if !items.is_empty() { format!("\t\telements = {{ {items} }}\n") } else { String::new() }
+        };
         let _ = write!(
             text,
             "table inet {BORDER} {{\n\
              \tset links {{\n\t\ttype ifname\n\t\telements = {{ {links} }}\n\t}}\n\n\
              \tset nets {{\n\t\ttype ipv4_addr\n\t\tflags interval\n\t\telements = {{ {nets} }}\n\t}}\n\n\
              \tset open {{\n\t\ttype ipv4_addr . inet_service\n{}\t}}\n\n\
+             \tset apps {{\n\t\ttype ipv4_addr . inet_service\n{}\t}}\n\n\
+             \tset checkers {{\n\t\ttype uid\n{}\t}}\n\n\
              \tmap led {{\n\t\ttype inet_service : ipv4_addr\n{}\t}}\n\n",
             elements(&open),
+            elements(&apps),
+            elements(&checkers),
             elements(&led),
         );
         for Chain { name, base, rules } in self.chains() {
@@ -137,11 +154,13 @@ impl Crossings {
         json!({ "nftables": commands })
     }
 
-    fn sets(&self) -> [Json; 4] {
+    fn sets(&self) -> [Json; 6] {
         let links: Vec<Json> = self.ends.iter().map(|end| json!(end.link)).collect();
         let net = |net: Ipv4Net| json!({ "prefix": { "addr": net.addr(), "len": net.prefix_len() } });
         let nets: Vec<Json> = self.ends.iter().map(|end| net(end.net)).collect();
         let open: Vec<Json> = self.inbound().map(|(port, to)| json!({ "concat": [to, port] })).collect();
+        let apps: Vec<Json> = self.apps().map(|(port, to)| json!({ "concat": [to, port] })).collect();
+        let checkers: Vec<Json> = self.checkers.iter().map(|uid| json!(uid)).collect();
         let led: Vec<Json> = self.inbound().map(|(port, to)| json!([port, to])).collect();
         let set = |name: &str, kind: Json, elements: Vec<Json>| {
             let mut set = json!({ "family": "inet", "table": BORDER, "name": name, "type": kind });
@@ -160,6 +179,8 @@ impl Crossings {
             json!({ "add": { "set": set("links", json!("ifname"), links) } }),
             json!({ "add": { "set": networks } }),
             json!({ "add": { "set": set("open", json!(["ipv4_addr", "inet_service"]), open) } }),
+            json!({ "add": { "set": set("apps", json!(["ipv4_addr", "inet_service"]), apps) } }),
+            json!({ "add": { "set": set("checkers", json!("uid"), checkers) } }),
             json!({ "add": { "map": map } }),
         ]
     }
@@ -175,6 +196,7 @@ impl Crossings {
             Chain { name: "in", base: Some(("nat", "prerouting", -101)), rules: from_outside },
             Chain { name: "out", base: Some(("nat", "output", -101)), rules: vec![led()] },
             Chain { name: "post", base: Some(("nat", "postrouting", 101)), rules: vec![masquerade()] },
+            Chain { name: "local", base: Some(("filter", "output", -50)), rules: local() },
             Chain { name: "forward", base: Some(("filter", "forward", -50)), rules: forward() },
         ]
     }
@@ -279,6 +301,32 @@ fn masquerade() -> Rule {
         "ip saddr @nets masquerade",
         [is("==", payload("ip", "saddr"), json!("@nets")), json!({ "masquerade": null })],
     )
+}
+
+/// The host itself: only who looks after applications gets to one past its sidecar.
+fn local() -> Vec<Rule> {
+    let app =
+        || is("==", json!({ "concat": [payload("ip", "daddr"), payload("tcp", "dport")] }), json!("@apps"));
+    vec![
+        rule(
+            "connections that run already",
+            "ct state established,related accept",
+            [
+                is("in", json!({ "ct": { "key": "state" } }), json!(["established", "related"])),
+                json!({ "accept": null }),
+            ],
+        ),
+        rule(
+            "who checks an application",
+            "ip daddr . tcp dport @apps meta skuid @checkers accept",
+            [app(), is("==", meta("skuid"), json!("@checkers")), json!({ "accept": null })],
+        ),
+        rule(
+            "past a sidecar, from the host",
+            "ip daddr . tcp dport @apps reject with tcp reset",
+            [app(), json!({ "reject": { "type": "tcp reset" } })],
+        ),
+    ]
 }
 
 fn forward() -> Vec<Rule> {
@@ -435,6 +483,7 @@ mod tests {
             net: "198.18.0.0/30".parse().unwrap(),
             inside: "198.18.0.2".parse().unwrap(),
             inbound: Some(21000),
+            app: Some(8080),
         };
         let agent = Some("127.0.0.1:8502".parse().unwrap());
         let crossings = Crossings { ends: vec![end], dns: Some(8653), agent, ..Crossings::default() };

@@ -192,6 +192,7 @@ pub(in crate::redirect) fn empty() -> RedirectPolicy {
         inbound: BTreeMap::new(),
         dns: None,
         virtual_route: None,
+        host_end: None,
     }
 }
 

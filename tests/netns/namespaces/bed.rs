@@ -32,6 +32,8 @@ use crate::host_bed::{self, envoy, until};
 pub const LIMIT: Duration = Duration::from_secs(20);
 /// The port of the first application in the host's own namespace.
 pub const BESIDE_PORT: u16 = 9001;
+/// A user of no meaning.
+pub const APP_USER: u32 = 10_002;
 /// In everything that is said.
 pub const SECRET: &str = "nobody-may-hear-this-on-the-wire";
 
@@ -255,6 +257,15 @@ impl Bed {
     pub fn call_soon(&self, caller: &str, to: SocketAddr) -> String {
         let heard = until(&format!("{caller} hears from {to}"), LIMIT, || self.call(caller, to));
         heard.unwrap_or_else(|e| panic!("{e}\nnear: {}\nfar: {}", self.log("near"), self.log("far")))
+    }
+
+    /// Whether a user of `near` gets a connection.
+    pub fn connects_as(&self, uid: u32, to: &str) -> bool {
+        let (address, port) = to.rsplit_once(':').unwrap();
+        let mut command = Command::new("/bin/bash");
+        command.arg("-c").arg(format!("exec 3<>/dev/tcp/{address}/{port}")).uid(uid).gid(uid);
+        command.stderr(Stdio::null());
+        self.near().namespace.run(|| command.status().unwrap().success()).unwrap()
     }
 
     /// Every rule in a namespace.

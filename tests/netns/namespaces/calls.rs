@@ -8,7 +8,7 @@ use enmesh::demo::stage::{APP_PORT, INTERFACE};
 use enmesh::demo::wire::{Tally, Tap};
 use enmesh::netns::{self, Namespace};
 
-use crate::bed::{BESIDE_PORT, Bed, SECRET};
+use crate::bed::{APP_USER, BESIDE_PORT, Bed, SECRET};
 
 fn tap(place: &Namespace, link: &str) -> Tap {
     Tap::start(place, link, vec![SECRET.as_bytes().to_vec()]).unwrap()
@@ -52,9 +52,11 @@ fn two_services_of_one_user_and_port_and_a_third_host() {
         assert_eq!(status["services"][service]["namespace"]["name"], bed.names[service].as_str());
     }
 
-    // The app itself is for nobody but its sidecar, which demands a certificate.
+    // The app itself is for nobody but its sidecar, which demands a certificate, and for who looks after it.
     let inside: SocketAddr = "198.18.0.2:8080".parse().unwrap();
-    bed.call("near", inside).expect_err("from its host");
+    assert_eq!(bed.call("near", inside).as_deref(), Ok("api"), "from its host, as whoever checks it");
+    assert!(!bed.connects_as(APP_USER, "198.18.0.2:8080"), "from its host, as anybody else");
+    assert!(bed.connects_as(0, "198.18.0.2:8080"), "the way to find that out works");
     assert!(bed.call("billing", inside).is_err(), "from the namespace beside it");
     let net = "198.18.0.0/16".parse().unwrap();
     let gateway = Some(bed.near().address.into());
