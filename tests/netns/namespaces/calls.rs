@@ -115,7 +115,7 @@ fn beside(tag: &str, driver: &str) {
     let tuned = bed.place("api").run(|| fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap());
     assert_eq!(tuned.unwrap().trim(), "777", "what the host is tuned with counts in there");
     // Whoever runs as the sidecars' user in there would pass the mesh by.
-    let mut stranger = bed.place("api").run(|| crate::bed::stranger()).unwrap();
+    let mut stranger = bed.place("api").run(crate::bed::stranger).unwrap();
     let (_, said) = bed.enmesh("near", &["apply"]);
     stranger.kill().unwrap();
     stranger.wait().unwrap();
