@@ -99,8 +99,13 @@ fn beside_a_service_that_iptables_captures() {
 fn beside(tag: &str, driver: &str) {
     let mut bed = Bed::build_beside(tag, &["api"], &["web"], &format!("driver = \"{driver}\"\n"));
     bed.near().namespace.run(|| fs::write("/proc/sys/net/core/somaxconn", "777").unwrap()).unwrap();
+    let (_, planned) = bed.enmesh("near", &["plan"]);
+    assert!(planned.contains(&format!("+ netns  {}", bed.names["api"])), "{planned}");
+    assert!(planned.contains("+ rules  table inet enmesh_border"), "{planned}");
     bed.start("near");
     bed.await_ready("near");
+    let (same, planned) = bed.enmesh("near", &["plan", "--exit-code"]);
+    assert!(same, "{planned}");
     for service in ["api", "web"] {
         bed.app(service);
     }
