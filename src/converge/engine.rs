@@ -329,7 +329,7 @@ impl Engine {
             faults.push(fault);
             return Outcome { faults };
         }
-        faults.extend(self.close_namespaces(&plan));
+        self.close_namespaces(&plan);
         // The next boot is closed by what closes this one.
         keep(&mut faults, self.state.save(&self.root));
 

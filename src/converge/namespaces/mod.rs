@@ -147,11 +147,12 @@ impl Namespaces {
         if let Some(fault) = self.failed.get(&own.name) {
             return Err(fault.clone());
         }
-        let held = self.held.get(&own.name);
-        Ok(held.map(|held| {
-            let Identity { device, inode } = held.namespace.identity();
-            Network { path: Namespace::path_of_name(&own.name), identity: (device, inode) }
-        }))
+        // Never the host's for want of an open one.
+        let Identity { device, inode } = match self.held.get(&own.name) {
+            Some(held) => held.namespace.identity(),
+            None => Namespace::by_name(&own.name)?.identity(),
+        };
+        Ok(Some(Network { path: Namespace::path_of_name(&own.name), identity: (device, inode) }))
     }
 
     fn make(
@@ -215,12 +216,12 @@ impl Namespaces {
 }
 
 impl Engine {
-    /// Makes the namespaces of `plan`, with those sidecars live that are so already. What goes wrong in one is
-    /// kept for its service; what concerns the host is returned.
-    pub(super) fn close_namespaces(&mut self, plan: &Plan) -> Vec<Fault> {
+    /// Makes the namespaces of `plan`, with those sidecars live that are so already. What goes wrong is kept for the
+    /// services that it concerns: their sidecars do not start.
+    pub(super) fn close_namespaces(&mut self, plan: &Plan) {
         self.namespaces.failed.clear();
         if plan.namespaces.is_empty() {
-            return Vec::new();
+            return;
         }
         let border = self.let_pass().and_then(|()| self.namespaces.border.apply(&Crossings::of(plan)));
         let live = self.live();
@@ -231,7 +232,6 @@ impl Engine {
             };
             self.namespaces.failed.extend(made.err().map(|fault| (name.clone(), fault)));
         }
-        Vec::new()
     }
 
     /// The host passes on what is for namespaces. That it did not before is remembered.
