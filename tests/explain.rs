@@ -147,3 +147,25 @@ fn what_is_no_flow_is_said() {
         assert!(words.contains(said), "{arguments:?}: {words}");
     }
 }
+
+#[test]
+fn in_a_network_namespace_of_a_service() {
+    let tree = Tree::new();
+    tree.write(
+        "etc/enmesh/services/billing.toml",
+        "name = \"billing\"\nport = 8080\n[capture]\nscope = \"netns:billing\"\n",
+    );
+    // The same user: captured within, nobody's on the host.
+    let within = tree.json(&["--uid", "10009", "--in", "billing", "10.99.0.7:5432"]);
+    assert_eq!(within["namespace"], "billing");
+    assert_eq!(within["decision"]["verdict"]["service"], "billing", "{within:#}");
+    let on_host = tree.json(&["--uid", "10009", "10.99.0.7:5432"]);
+    assert!(on_host.get("namespace").is_none() && on_host["service"].is_null(), "{on_host:#}");
+    // What is the host's own address outside is the mesh's in there.
+    let own = tree.json(&["--uid", "10009", "--in", "billing", "10.9.0.2:8080"]);
+    assert_eq!(own["decision"]["verdict"]["service"], "billing", "{own:#}");
+    let text = tree.explain(&["--uid", "10009", "--in", "billing", "10.99.0.7:5432"]);
+    assert!(String::from_utf8_lossy(&text.stdout).contains("in namespace billing"));
+    let nobody = tree.explain(&["--uid", "10009", "--in", "api", "10.99.0.7:5432"]);
+    assert!(String::from_utf8_lossy(&nobody.stderr).contains("ENM-D016"));
+}

@@ -56,6 +56,11 @@ fn artefacts(root: &Path) -> BTreeMap<PathBuf, String> {
     let listed: Value = serde_json::from_str(&said(root, &["check", "--json"]).0).unwrap();
     for id in listed["services"].as_array().unwrap() {
         let id = id.as_str().unwrap();
+        // Of a service that has a namespace for itself.
+        let (rules, _) = said(root, &["render", "nft", id]);
+        if rules.as_bytes() != found[Path::new("rules.nft")].as_bytes() {
+            found.insert(Path::new(id).join("rules.nft"), rules);
+        }
         for (kind, name) in OF_SERVICE {
             let (text, _) = said(root, &["render", kind, id]);
             match kind {

@@ -109,6 +109,7 @@ fn desired(number: u16) -> Result<Desired, Box<dyn Error>> {
         inbound: BTreeMap::from([(id.clone(), inbound)]),
         dns: None,
         virtual_route: None,
+        host_end: None,
     };
     Ok(Desired { policy, live: BTreeSet::from([id]) })
 }

@@ -62,6 +62,17 @@ pub struct UnitSpec {
     /// Changes when a running sidecar must be restarted to take up what changed (its program, its
     /// bootstrap); a reload of listeners and clusters does not change it.
     pub revision: String,
+    /// The network namespace that it runs in; the host's unless given.
+    pub network: Option<Network>,
+}
+
+/// A network namespace to run something in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network {
+    /// Its file.
+    pub path: std::path::PathBuf,
+    /// Device and inode of that: which namespace it is. Another one that comes by the same path is not meant.
+    pub identity: (u64, u64),
 }
 
 impl UnitSpec {
@@ -81,6 +92,11 @@ impl UnitSpec {
         field(&self.uid.to_be_bytes());
         field(&self.gid.to_be_bytes());
         field(self.revision.as_bytes());
+        if let Some(Network { path, identity: (device, inode) }) = &self.network {
+            field(path.as_os_str().as_encoded_bytes());
+            field(&device.to_be_bytes());
+            field(&inode.to_be_bytes());
+        }
         let mut name = format!("envoy:{}:", self.instance);
         for byte in hash.finalize().iter().take(6) {
             let _ = write!(name, "{byte:02x}");

@@ -11,14 +11,14 @@ use super::output::Answer;
 use crate::base::{Fault, Root, process};
 use crate::converge::explain::{self, Explanation};
 use crate::converge::{self, ConvergeError, facts};
-use crate::netns;
-use crate::plan::Plan;
+use crate::netns::{self, Namespace};
+use crate::plan::{NamespacePlan, Plan};
 use crate::redirect::{Decision, Flow, Origin, Transport, Verdict};
 
 /// Say what happens to a connection
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Answers from the plan: needs no privilege, touches nothing, and works for another tree.\n\nExamples:\n  enmesh explain --uid 1000 240.0.0.5:443\n  enmesh explain --user www-data api.virtual.consul:80\n  enmesh explain --pid 4711 '[fd00::1]:80'\n  enmesh explain --from 10.9.0.1 :8080       somebody calls this host"
+    after_help = "Answers from the plan: needs no privilege, touches nothing, and works for another tree.\n\nExamples:\n  enmesh explain --uid 1000 240.0.0.5:443\n  enmesh explain --user www-data api.virtual.consul:80\n  enmesh explain --pid 4711 '[fd00::1]:80'\n  enmesh explain --from 10.9.0.1 :8080       somebody calls this host\n  enmesh explain --uid 0 --in api 240.0.0.5:80    in the network namespace of `api`"
 )]
 pub struct Explain {
     /// Where to: ADDRESS:PORT, NAME:PORT with a name of the mesh, or :PORT of this host with --from
@@ -29,6 +29,9 @@ pub struct Explain {
     /// The interface that it comes in by, with --from
     #[arg(long, value_name = "NAME", conflicts_with_all = ["uid", "user", "pid"])]
     interface: Option<String>,
+    /// In the network namespace that this service has for itself; with --pid that is found out
+    #[arg(long = "in", value_name = "SERVICE")]
+    inside: Option<String>,
     /// UDP instead of TCP
     #[arg(long)]
     udp: bool,
@@ -61,9 +64,30 @@ impl Explain {
             true => netns::addresses().await?.into_iter().map(|found| found.address).collect(),
             false => BTreeSet::new(),
         };
-        let explanation = explain::explain(&intent.plan, flow, own);
+        let inside = self.namespace(&intent.plan)?;
+        let explanation = explain::explain(&intent.plan, flow, own, inside);
         let answer = Answer::new(text(&explanation), &explanation);
         Ok(answer.with_faults(intent.faults(), intent.warnings()))
+    }
+
+    /// The namespace that is asked about; `None` for the host's.
+    fn namespace<'a>(&self, plan: &'a Plan) -> Result<Option<&'a NamespacePlan>, Fault> {
+        if let Some(id) = &self.inside {
+            let found = plan.namespaces.values().find(|own| own.service.as_str() == id);
+            return found.map(Some).ok_or_else(|| {
+                let what = format!("no service `{id}` has a network namespace for itself");
+                ConvergeError::NoFlow {
+                    what,
+                    instead: "`enmesh status` shows which have; leave out --in for the host",
+                }
+                .into()
+            });
+        }
+        let Some(theirs) = self.who.pid.and_then(|pid| Namespace::by_pid(pid).ok()) else { return Ok(None) };
+        let is_it = |own: &&NamespacePlan| {
+            Namespace::by_name(&own.name).is_ok_and(|there| there.identity() == theirs.identity())
+        };
+        Ok(plan.namespaces.values().find(is_it))
     }
 
     fn flow(&self, root: &Root, plan: &Plan) -> Result<Flow, Fault> {
@@ -108,7 +132,8 @@ impl Explain {
 }
 
 fn text(explanation: &Explanation) -> String {
-    let Explanation { flow, decision, next, while_not_live, service, .. } = explanation;
+    let Explanation { flow, namespace, decision, next, while_not_live, service, .. } = explanation;
+    let place = namespace.as_ref().map_or(String::new(), |name| format!(", in namespace {name}"));
     let who = match &flow.origin {
         Origin::User(uid) => format!("uid {uid}"),
         Origin::Outside(None) => "outside".to_owned(),
@@ -118,7 +143,8 @@ fn text(explanation: &Explanation) -> String {
         true => format!("this host's port {}", flow.to.port()),
         false => flow.to.to_string(),
     };
-    let mut text = format!("{who} -> {to}/{}: {}\n", flow.transport.word(), verdict(&decision.verdict));
+    let mut text =
+        format!("{who} -> {to}/{}{place}: {}\n", flow.transport.word(), verdict(&decision.verdict));
     let _ = writeln!(text, "  {}", because(decision));
     for line in next {
         let _ = writeln!(text, "  then   {line}");

@@ -34,8 +34,8 @@ pub struct RedirectTraffic {
     /// IPv6: redirect, refuse or allow
     #[arg(long, value_name = "POLICY", default_value = "redirect")]
     ipv6: String,
-    /// The network namespace to act on: a name below /run/netns, or a path
-    #[arg(long, value_name = "NAME|PATH")]
+    /// The network namespace to act on: a name below /run/netns, a path, or that of a process
+    #[arg(long, value_name = "NAME|PATH|pid:PID")]
     netns: Option<String>,
     /// Who programs the rules
     #[arg(long, value_enum, default_value = "auto")]

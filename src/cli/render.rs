@@ -7,15 +7,18 @@ use serde_json::{Map, Value, json};
 
 use super::Global;
 use super::output::Answer;
+use crate::base::units::{Network, UnitSpec};
 use crate::base::{Fault, Root};
 use crate::converge::{self, ConvergeError};
-use crate::plan::{Plan, ServicePlan, Xds};
-use crate::{envoy, redirect, systemd};
+use crate::netns::Namespace;
+use crate::plan::{NamespacePlan, Plan, ServicePlan, Xds};
+use crate::redirect::{self, Crossings};
+use crate::{envoy, systemd};
 
 /// Print an artefact
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Reads the configuration and prints what would come of it. Needs no privilege and touches nothing.\n\nExamples:\n  enmesh render nft                              the rules, as `nft -f` takes them\n  enmesh render iptables                         the same for iptables-restore and ip6tables-restore\n  enmesh render bootstrap api                    Envoy's bootstrap for `api`\n  enmesh render registration --root /mnt/image   of another tree"
+    after_help = "Reads the configuration and prints what would come of it. Needs no privilege and touches nothing.\n\nExamples:\n  enmesh render nft                              the rules, as `nft -f` takes them\n  enmesh render nft api                          those in the namespace of `api`, if it has one\n  enmesh render iptables                         the same for iptables-restore and ip6tables-restore\n  enmesh render bootstrap api                    Envoy's bootstrap for `api`\n  enmesh render registration --root /mnt/image   of another tree"
 )]
 pub struct Render {
     /// What to print
@@ -29,7 +32,7 @@ pub struct Render {
 enum Kind {
     /// The registration in Consul's file form
     Registration,
-    /// The rules of the whole host for nftables
+    /// The rules for nftables: of the whole host, or of the namespace that a service has for itself
     Nft,
     /// The rules of the whole host for iptables
     Iptables,
@@ -53,12 +56,8 @@ impl Render {
             Kind::Registration => documents(services, |service| Ok(service.registration.clone()))?,
             Kind::Bootstrap => documents(services, |service| envoy::bootstrap(service, &root))?,
             Kind::Xds => documents(services, |service| xds(plan, service, &root))?,
-            Kind::Unit => units(services, &root)?,
-            Kind::Nft => {
-                let live = plan.services.keys().cloned().collect();
-                let text = redirect::render_text(&plan.redirect, &live);
-                Answer::new(text.clone(), &json!({ "nft": text, "policy": plan.redirect }))
-            }
+            Kind::Unit => units(plan, services, &root)?,
+            Kind::Nft => nft(plan, self.service.as_deref()),
             Kind::Iptables => {
                 let live = plan.services.keys().cloned().collect();
                 let [v4, v6] = redirect::render_iptables(&plan.redirect, &live);
@@ -120,10 +119,43 @@ fn xds(plan: &Plan, service: &ServicePlan, root: &Root) -> Result<Value, Fault> 
     Ok(json!({ "listeners": resources.listeners, "clusters": resources.clusters }))
 }
 
-fn units(services: Vec<&ServicePlan>, root: &Root) -> Result<Answer, Fault> {
+/// The rules of each network namespace: of the host's, with the border to others, and of those. Of one service
+/// those of where it lives.
+fn nft(plan: &Plan, service: Option<&str>) -> Answer {
+    let live = plan.services.keys().cloned().collect();
+    let own = |id: &str| plan.namespaces.values().find(|own| own.service.as_str() == id);
+    if let Some(own) = service.and_then(own) {
+        let text = redirect::render_text(&own.redirect, &live);
+        return Answer::new(text.clone(), &json!({ "nft": text, "policy": own.redirect }));
+    }
+    let mut text = redirect::render_text(&plan.redirect, &live);
+    let mut json = json!({ "policy": plan.redirect });
+    if !plan.namespaces.is_empty() {
+        let border = Crossings::of(plan).text();
+        let _ = write!(text, "\n# The border to the network namespaces of services\n{border}");
+    }
+    if let Some(fields) = json.as_object_mut() {
+        fields.insert("nft".to_owned(), text.clone().into());
+        let inside = |(name, own): (&String, &NamespacePlan)| {
+            let text = redirect::render_text(&own.redirect, &live);
+            (name.clone(), json!({ "nft": text, "policy": own.redirect }))
+        };
+        let inside: Map<String, Value> = plan.namespaces.iter().map(inside).collect();
+        if !inside.is_empty() {
+            fields.insert("namespaces".to_owned(), inside.into());
+        }
+    }
+    Answer::new(text, &json)
+}
+
+fn units(plan: &Plan, services: Vec<&ServicePlan>, root: &Root) -> Result<Answer, Fault> {
     let (mut text, mut json) = (String::new(), Map::new());
     for service in services {
-        let spec = envoy::unit_spec(service, root)?;
+        // Which one it will be is known when it is there.
+        let network = plan
+            .namespace_of(&service.id)
+            .map(|own| Network { path: Namespace::path_of_name(&own.name), identity: (0, 0) });
+        let spec = UnitSpec { network, ..envoy::unit_spec(service, root)? };
         // The systemd that will read it is not asked, so only what every version knows is in it.
         let drop_in = systemd::dropin::render(&spec, 0);
         let path =

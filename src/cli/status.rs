@@ -108,6 +108,10 @@ pub fn table(status: &Value) -> String {
             word(at(service, "/inbound_port")),
             expiry(at(service, "/certificate_expires").as_u64())
         );
+        if let Some(name) = at(service, "/namespace/name").as_str() {
+            let (address, link) = (at(service, "/namespace/address"), at(service, "/namespace/link"));
+            let _ = writeln!(text, "  namespace {name}  address {}  link {}", word(address), word(link));
+        }
         if let Some(connected) = at(service, "/stream/connected").as_bool() {
             let _ = writeln!(text, "  stream to Consul {}", if connected { "up" } else { "down" });
         }

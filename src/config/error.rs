@@ -112,6 +112,8 @@ pub(super) enum Problem {
     DuplicateId { id: String, other: PathBuf },
     #[error("the scope `{scope}` is taken by the service {other} ({})", file.display())]
     ScopeTwice { scope: String, other: String, file: PathBuf },
+    #[error("`unit` is placed in a network namespace, and this service has none for itself")]
+    UnitWithoutNamespace,
 
     #[error("{why}")]
     Host { why: String },
@@ -208,6 +210,7 @@ impl Problem {
             Problem::InboundAllWithoutPort => "ENM-C030",
             Problem::DuplicateId { .. } => "ENM-C040",
             Problem::ScopeTwice { .. } => "ENM-C041",
+            Problem::UnitWithoutNamespace => "ENM-C100",
             Problem::Host { .. } => "ENM-C050",
             Problem::Environment { .. } => "ENM-C051",
             Problem::LegacyForm { .. } => "ENM-C060",
@@ -278,6 +281,7 @@ impl Problem {
             Problem::ScopeTwice { .. } => {
                 "run the services as different users, or in namespaces (`netns:NAME`)"
             }
+            Problem::UnitWithoutNamespace => "leave `unit` out, or write `scope = \"netns:NAME\"`",
             Problem::Environment { .. } => "correct or unset the variable, or set the value in enmesh.toml",
             Problem::LegacyForm { .. } => {
                 "the file is {\"annotations\": {…}}, or the fields of one Consul service"

@@ -36,6 +36,8 @@ pub struct HostConfig {
     pub static_mesh: StaticConfig,
     /// The resolver for `*.virtual.consul`.
     pub dns: DnsConfig,
+    /// Network namespaces of services (`scope = "netns:NAME"`).
+    pub namespaces: NamespacesConfig,
 }
 
 impl Default for HostConfig {
@@ -52,6 +54,7 @@ impl Default for HostConfig {
             ports: PortsConfig::default(),
             static_mesh: StaticConfig::default(),
             dns: DnsConfig::default(),
+            namespaces: NamespacesConfig::default(),
         }
     }
 }
@@ -264,5 +267,24 @@ impl Default for DnsConfig {
     fn default() -> Self {
         // 8653 beside Consul's 8600, so that both can run on one host.
         DnsConfig { listen: SocketAddr::from(([127, 0, 0, 1], 8653)) }
+    }
+}
+
+/// Network namespaces of services.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct NamespacesConfig {
+    /// Where their addresses come from, four for each. Nobody beyond this host sees them; they must only
+    /// be those of nobody that services speak to.
+    #[schemars(with = "String")]
+    pub pool: Ipv4Net,
+}
+
+impl Default for NamespacesConfig {
+    #[expect(clippy::expect_used, reason = "the literal is a network")]
+    fn default() -> Self {
+        // Of the range for measurements (RFC 2544), which is in use neither on the Internet nor, unlike the
+        // private ranges, by Docker, Podman, libvirt, Kubernetes or the networks of clouds.
+        NamespacesConfig { pool: "198.18.0.0/16".parse().expect("a network") }
     }
 }

@@ -32,6 +32,9 @@ pub(super) fn host(host: &HostConfig, root: &Node) -> Vec<ConfigError> {
             &["dns", "listen"],
         );
     }
+    if let Some(why) = pool(host) {
+        wrong(why, &["namespaces", "pool"]);
+    }
     if matches!(&host.envoy.user, UserSpec::Uid(0)) || host.envoy.user == UserSpec::Name("root".to_owned()) {
         // Sidecars' users are never captured, so all of root's programs would leave the mesh.
         wrong("sidecars do not run as root".to_owned(), &["envoy", "user"]);
@@ -52,6 +55,19 @@ pub(super) fn host(host: &HostConfig, root: &Node) -> Vec<ConfigError> {
         wrong(why, path);
     }
     errors
+}
+
+/// What is wrong with the network from which namespaces get their addresses.
+fn pool(host: &HostConfig) -> Option<String> {
+    let (pool, virtual_ips) = (host.namespaces.pool, host.virtual_ips);
+    if pool.trunc() != pool {
+        return Some(format!("the network {pool} has host bits; it is {}", pool.trunc()));
+    }
+    if pool.prefix_len() > 30 {
+        return Some(format!("the network {pool} has no room: each namespace takes four addresses"));
+    }
+    let overlaps = pool.contains(&virtual_ips) || virtual_ips.contains(&pool);
+    overlaps.then(|| format!("the networks {pool} and {virtual_ips} (`virtual_ips`) overlap"))
 }
 
 fn is_program(path: &Path) -> bool {

@@ -24,8 +24,8 @@ use std::path::PathBuf;
 
 pub use check::{Check, CheckStatus};
 pub use host::{
-    ConsulConfig, ControlPlane, DnsConfig, Driver, EnvoyConfig, HostConfig, LoginConfig, PortsConfig,
-    Profile, RegistrationMode, StaticConfig,
+    ConsulConfig, ControlPlane, DnsConfig, Driver, EnvoyConfig, HostConfig, LoginConfig, NamespacesConfig,
+    PortsConfig, Profile, RegistrationMode, StaticConfig,
 };
 pub use load::{consul_from_environment, load, load_beside, load_path, watched_paths};
 pub use schema::{schema_host, schema_service};

@@ -5,7 +5,7 @@ use std::net::Ipv6Addr;
 
 use super::error::{ConfigError, Findings, Problem};
 use super::node::{At, Step};
-use super::value::{Port, PortSpec, Span};
+use super::value::{Port, PortSpec, Scope, Span};
 use super::{Check, Inbound, Mode, ServiceConfig, Upstream};
 
 /// Where in the file a path of the native form stands; legacy files map it to theirs.
@@ -26,6 +26,9 @@ pub(super) fn service(service: &ServiceConfig, spot: Spot<'_>) -> Vec<ConfigErro
         check(each, index, &mut found);
     }
     upstreams(service, &mut found);
+    if service.capture.unit.is_some() && !matches!(service.capture.scope, Scope::Netns(_)) {
+        found.add(Problem::UnitWithoutNamespace, &[Step::Key("capture"), Step::Key("unit")]);
+    }
     let captures_all = service.capture.mode == Mode::Transparent && service.capture.inbound == Inbound::All;
     if captures_all && service.port.is_none() && service.legacy.is_none() {
         found.add(Problem::InboundAllWithoutPort, &[Step::Key("capture"), Step::Key("inbound")]);

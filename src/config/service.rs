@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::Check;
 use super::value::{
-    AddressSpec, Cidr, InterfaceName, Port, PortSpec, Scope, ServiceId, ServiceName, UserSpec,
+    AddressSpec, Cidr, InterfaceName, Port, PortSpec, Scope, ServiceId, ServiceName, UnitName, UserSpec,
 };
 
 /// One service of this host: `/etc/enmesh/services/*.toml` or `*.json`.
@@ -120,6 +120,9 @@ pub struct ProxyConfig {
 pub struct Capture {
     /// Whose outbound traffic.
     pub scope: Scope,
+    /// With scope `netns:NAME`: the unit that runs the app. It is placed in the namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unit: Option<UnitName>,
     /// Which inbound ports.
     pub inbound: Inbound,
     /// `transparent`, or `direct`: no rules, explicit upstreams only.

@@ -53,7 +53,7 @@ mod who;
 pub use network::{AddressSpec, Cidr, InterfaceName};
 pub use port::{Port, PortRange, PortSpec};
 pub use span::Span;
-pub use who::{Scope, UserSpec};
+pub use who::{Scope, UnitName, UserSpec};
 
 /// The longest service name that is still a DNS label (RFC 1035, 2.3.4), in bytes.
 const LABEL_MAX: usize = 63;

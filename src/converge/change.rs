@@ -31,6 +31,8 @@ pub enum Subject {
     Rules,
     /// The route of the virtual IPs.
     Route,
+    /// A network namespace of a service.
+    Namespace,
     /// A file for Envoy.
     File,
     /// A sidecar.
@@ -70,6 +72,7 @@ impl fmt::Display for Change {
         let subject = match self.subject {
             Subject::Rules => "rules",
             Subject::Route => "route",
+            Subject::Namespace => "netns",
             Subject::File => "file",
             Subject::Unit => "unit",
             Subject::Registration => "consul",

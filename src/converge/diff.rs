@@ -21,6 +21,7 @@ impl Engine {
         self.look_at_new(plan).await;
         changes.extend(self.diff_route(plan).await?);
         changes.extend(self.diff_rules(plan)?);
+        changes.extend(self.diff_namespaces(plan)?);
         for service in plan.services.values() {
             changes.extend(self.diff_files(plan, service)?);
         }

@@ -176,6 +176,7 @@ fn plan_of_nobody(host: &HostConfig, closed: bool) -> RedirectPolicy {
         inbound: BTreeMap::new(),
         dns: None,
         virtual_route: Some(host.virtual_ips),
+        host_end: None,
     }
 }
 

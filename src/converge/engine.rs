@@ -17,6 +17,7 @@ use super::facts;
 use super::health::{self, Checks};
 use super::membership::{ConsulStatus, Registered};
 use super::names::Names;
+use super::namespaces::Namespaces;
 use super::preflight;
 use super::sidecar::{Around, Phase, SidecarStatus};
 use super::state::{Remembered, State};
@@ -95,6 +96,7 @@ pub struct Engine {
     pub(super) publisher: Publisher,
     pub(super) state: State,
     pub(super) names: Names,
+    pub(super) namespaces: Namespaces,
     /// The plan in force.
     pub(super) plan: Option<Plan>,
     pub(super) sidecars: BTreeMap<ServiceId, SidecarStatus>,
@@ -142,6 +144,7 @@ impl Engine {
             publisher,
             state,
             names,
+            namespaces: Namespaces::default(),
             plan: None,
             sidecars: BTreeMap::new(),
             checks: Checks::default(),
@@ -317,7 +320,8 @@ impl Engine {
     /// more end; the generation is recorded.
     pub async fn converge(&mut self, intent: Intent) -> Outcome {
         let Intent { config, plan, view, .. } = intent;
-        let mut faults = match preflight::check(&plan, self.beside_others) {
+        let inodes: Vec<u64> = self.namespaces().values().map(|identity| identity.inode).collect();
+        let mut faults = match preflight::check(&plan, self.beside_others, &inodes) {
             Ok(reasons) if reasons.is_empty() => Vec::new(),
             Ok(reasons) => return Outcome { faults: reasons },
             Err(fault) => return Outcome { faults: vec![fault] },
@@ -335,6 +339,7 @@ impl Engine {
             }
             return Outcome { faults };
         }
+        self.close_namespaces(&plan);
         // The next boot is closed by what closes this one.
         keep(&mut faults, self.state.save(&self.root));
 
@@ -349,6 +354,8 @@ impl Engine {
         self.sidecars = plan.services.keys().cloned().zip(statuses).collect();
 
         keep(&mut faults, self.open_rules(&plan).await);
+        faults.extend(self.open_namespaces(&plan));
+        faults.extend(self.place_apps(&plan).await);
         faults.extend(self.verify(&plan).await);
         faults.extend(self.tell_health(&plan).await);
         keep(&mut faults, self.names.serve(&plan.dns, self.adapters.systemd.as_ref()).await);
@@ -356,6 +363,7 @@ impl Engine {
             faults.extend(self.end_unplanned(&plan).await);
             faults.extend(self.deregister_unplanned(&plan).await);
             keep(&mut faults, self.remove_needless_rules(&plan).await);
+            faults.extend(self.remove_namespaces(Some(&plan)).await);
         }
         self.retire_sessions(&plan).await;
         self.remember(&config, &plan);
@@ -369,8 +377,12 @@ impl Engine {
     /// they are live, and their start is what takes longest. Returns those that began. Whatever fails
     /// here, or is not at hand at once, is done in its turn, and told then.
     async fn begin_new(&self, plan: &Plan) -> BTreeSet<ServiceId> {
-        let is_new =
-            |service: &&ServicePlan| service.sidecar.xds == Xds::Files && !self.live().contains(&service.id);
+        let live = self.live();
+        let is_new = |service: &&ServicePlan| {
+            service.sidecar.xds == Xds::Files
+                && plan.namespace_of(&service.id).is_none()
+                && !live.contains(&service.id)
+        };
         let around = self.around();
         let begun = RefCell::new(BTreeSet::new());
         let begin = |service| {
@@ -414,6 +426,7 @@ impl Engine {
             mesh: &*self.adapters.drive.mesh,
             membership: self.adapters.drive.membership.as_ref(),
             publisher: &self.publisher,
+            namespaces: &self.namespaces,
         }
     }
 
@@ -468,7 +481,10 @@ impl Engine {
         }
         let mut fault = None;
         if self.rules.as_ref().is_none_or(|rules| rules.live != self.live()) {
-            fault = self.apply_rules(&plan).await.err();
+            if !self.is_needless(&plan) {
+                fault = self.apply_rules(&plan).await.err();
+            }
+            fault = fault.or(self.open_namespaces(&plan).into_iter().next());
             fault = fault.or(self.tell_health(&plan).await.into_iter().next());
         }
         let all =

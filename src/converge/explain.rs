@@ -10,7 +10,7 @@ use super::error::ConvergeError;
 use crate::base::Fault;
 use crate::config::value::ServiceId;
 use crate::envoy::{self, Lead};
-use crate::plan::{Access, MeshService, Plan, Xds};
+use crate::plan::{Access, MeshService, NamespacePlan, Plan, Xds};
 use crate::redirect::{self, Decision, Flow, Origin, Transport, Verdict};
 
 /// The answer about one flow. The shape is stable: fields are only ever added.
@@ -18,6 +18,9 @@ use crate::redirect::{self, Decision, Flow, Origin, Transport, Verdict};
 pub struct Explanation {
     /// What was asked about.
     pub flow: Flow,
+    /// The network namespace that it is in; `None` for the host's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
     /// The service whose capture is about it.
     pub service: Option<ServiceId>,
     /// What becomes of it, with every sidecar live.
@@ -33,15 +36,24 @@ pub struct Explanation {
 }
 
 /// Answers about `flow` on a host with the addresses `own`; those that the plan advertises for its
-/// services count as well.
-pub fn explain(plan: &Plan, flow: Flow, mut own: BTreeSet<IpAddr>) -> Explanation {
-    own.extend(plan.services.values().filter_map(|service| service.address));
+/// services count as well. With `inside`, about a flow in that network namespace, which has one address.
+pub fn explain(
+    plan: &Plan,
+    flow: Flow,
+    mut own: BTreeSet<IpAddr>,
+    inside: Option<&NamespacePlan>,
+) -> Explanation {
+    let redirect = inside.map_or(&plan.redirect, |inside| &inside.redirect);
+    match inside {
+        Some(inside) => own = BTreeSet::from([inside.inside().into()]),
+        None => own.extend(plan.services.values().filter_map(|service| service.address)),
+    }
     let mut live: BTreeSet<ServiceId> = plan.services.keys().cloned().collect();
-    let decision = redirect::explain(&plan.redirect, &live, &flow, &own);
-    let service = redirect::concerned(&plan.redirect, &flow).cloned();
+    let decision = redirect::explain(redirect, &live, &flow, &own);
+    let service = redirect::concerned(redirect, &flow).cloned();
     let while_not_live = service.as_ref().map(|id| {
         live.remove(id);
-        redirect::explain(&plan.redirect, &live, &flow, &own)
+        redirect::explain(redirect, &live, &flow, &own)
     });
     let lead = match (&decision.verdict, &flow.origin) {
         (Verdict::Redirected { service: Some(id), .. }, Origin::User(_)) => {
@@ -52,7 +64,8 @@ pub fn explain(plan: &Plan, flow: Flow, mut own: BTreeSet<IpAddr>) -> Explanatio
         _ => None,
     };
     let next = next(plan, &flow, &decision.verdict, lead.as_ref());
-    Explanation { flow, service, decision, lead, next, while_not_live, own_addresses: own }
+    let namespace = inside.map(|inside| inside.name.clone());
+    Explanation { flow, namespace, service, decision, lead, next, while_not_live, own_addresses: own }
 }
 
 /// The address behind `host`, an address or a name of the mesh: `api.virtual.consul`, or `api` alone.
@@ -203,7 +216,7 @@ mod tests {
         let asked = |facts: &HostFacts| {
             let to = "10.9.9.9:5432".parse().unwrap();
             let flow = Flow { origin: Origin::User(1000), transport: Transport::Tcp, to };
-            explain(&plan(&config, facts), flow, BTreeSet::new())
+            explain(&plan(&config, facts), flow, BTreeSet::new(), None)
         };
         let by_files = asked(&facts);
         assert!(by_files.lead.is_some() && by_files.next.iter().any(|line| line.contains("passed on")));

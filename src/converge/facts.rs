@@ -11,8 +11,8 @@ use crate::config::value::{Scope, UserSpec};
 use crate::config::{Config, HostConfig, Profile};
 use crate::envoy;
 use crate::netns::{self, Sockets};
-use crate::plan::MeshView;
 use crate::plan::facts::{HostFacts, User};
+use crate::plan::{LINK_PREFIX, MeshView};
 use crate::systemd::scope::UnitUser;
 
 /// A `passwd` or `services` file larger than this is not read.
@@ -55,6 +55,7 @@ pub async fn live(
         UserSpec::Name(name) => facts.users.get(name).map(|user| user.uid),
     };
     facts.addresses = netns::addresses().await?;
+    facts.addresses.retain(|address| !address.interface.starts_with(LINK_PREFIX));
     facts.default_source = netns::default_source();
     facts.ipv6 = netns::ipv6_available();
     facts.envoy = envoy::Programs::default().find(&config.host.envoy.path).ok();

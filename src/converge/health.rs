@@ -17,7 +17,7 @@ use crate::config::value::{Scope, ServiceId, UserSpec};
 use crate::config::{Check, CheckStatus, Config, ServiceConfig};
 use crate::consul::{CatalogRegistry, CheckReport, Entry, Health, Key, KnownChecks, Vitals};
 use crate::health::{self, Checker, HealthError, States};
-use crate::plan::{HostFacts, Plan};
+use crate::plan::{HostFacts, Plan, seen_from_host};
 
 /// States that change within this time are told in one write.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -46,6 +46,14 @@ pub struct CheckView {
     pub since: u64,
     /// What it said last.
     pub output: String,
+}
+
+/// The checks of a service, as they are run on the host.
+fn checks_of(plan: &Plan, service: &ServiceConfig) -> Vec<Check> {
+    match plan.namespace_of(&service.id()) {
+        Some(own) => seen_from_host(service, own.inside()).checks,
+        None => service.checks.clone(),
+    }
 }
 
 /// The checks of each service, by their ids.
@@ -102,7 +110,7 @@ impl Engine {
         }
         let users = self.users(&services);
         let checks: BTreeMap<ServiceId, Vec<Check>> =
-            services.into_iter().map(|service| (service.id(), service.checks)).collect();
+            services.into_iter().map(|service| (service.id(), checks_of(plan, &service))).collect();
         let checker = self.checks.checker.get_or_insert_with(|| Checker::start(&BTreeMap::new(), None).0);
         checker.run_as(users);
         // What of them is left out was said with the plan's warnings.

@@ -78,6 +78,7 @@ impl Engine {
             self.state.trial = None;
             self.state.refused = None;
             keep(&mut faults, self.remove_rules().await);
+            faults.extend(self.remove_namespaces(None).await);
             keep(&mut faults, self.names.end(self.adapters.systemd.as_ref()).await);
             self.plan = None;
             self.state.generation = None;
@@ -111,6 +112,7 @@ impl Engine {
             Ok(_) => {}
             Err(fault) => faults.push(fault),
         }
+        faults.extend(self.remove_namespaces(Some(&intent.plan)).await);
         faults
     }
 
@@ -154,6 +156,7 @@ impl Engine {
             faults.extend(join_all(ends).await.into_iter().filter_map(Result::err));
             self.sidecars.values_mut().for_each(|status| status.phase = Phase::Stopped);
             keep(&mut faults, self.apply_rules(&plan).await);
+            faults.extend(self.open_namespaces(&plan));
         }
         Outcome { faults }
     }

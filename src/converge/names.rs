@@ -1,5 +1,6 @@
 //! The mesh's names on this host: our resolver, and systemd-resolved told of it.
 
+use std::collections::BTreeSet;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 
@@ -17,12 +18,14 @@ pub(super) struct Names {
     resolver: Option<Resolver>,
     /// Where it was told to listen, and whether to redirected queries as well.
     runs_at: Option<(SocketAddr, bool)>,
+    /// For which namespaces it listens, too.
+    inside: BTreeSet<SocketAddr>,
 }
 
 impl Names {
     /// No resolver yet; `root` is the tree in which the host's nameservers are written down.
     pub fn new(root: Root) -> Self {
-        Names { root, resolver: None, runs_at: None }
+        Names { root, resolver: None, runs_at: None, inside: BTreeSet::new() }
     }
 
     /// Answers the names of `dns`, and has systemd-resolved ask.
@@ -31,13 +34,20 @@ impl Names {
     /// The address cannot be listened on, packets cannot be marked, or systemd-resolved does not take it up.
     pub async fn serve(&mut self, dns: &DnsPlan, systemd: Option<&Rc<Systemd>>) -> Result<(), Fault> {
         let Some(listen) = dns.listen else { return self.end(systemd).await };
-        if self.runs_at != Some((listen, dns.redirect)) {
+        if self.runs_at != Some((listen, dns.redirect)) || !self.inside.is_subset(&dns.inside) {
             // The old one ends first: it may hold the port that the new one wants.
             self.stop().await;
             self.resolver = Some(start(listen, dns.redirect)?);
             self.runs_at = Some((listen, dns.redirect));
         }
         if let Some(resolver) = &mut self.resolver {
+            for outside in dns.inside.difference(&self.inside.clone()) {
+                match resolver.for_namespace(*outside) {
+                    Ok(()) => drop(self.inside.insert(*outside)),
+                    // There the application's next nameserver answers, which knows no names of the mesh.
+                    Err(fault) => tracing::warn!(error = %fault, "no names of the mesh in a namespace"),
+                }
+            }
             resolver.update(dns.records.clone());
             resolver.ask(others(&self.root, dns));
             resolver.live(dns.redirect)?;
@@ -54,6 +64,7 @@ impl Names {
 
     async fn stop(&mut self) {
         self.runs_at = None;
+        self.inside.clear();
         if let Some(resolver) = self.resolver.take() {
             resolver.stop().await;
         }
@@ -83,9 +94,9 @@ fn start(listen: SocketAddr, redirect: bool) -> Result<Resolver, Fault> {
 }
 
 /// Whom the resolver asks. Names outside of the mesh are its business only when queries are redirected to
-/// it; whoever else asks for them has other resolvers.
+/// it, or come from namespaces; whoever else asks for them has other resolvers.
 fn others(root: &Root, dns: &DnsPlan) -> Others {
-    let host = dns.redirect.then(|| HostServers {
+    let host = (dns.redirect || !dns.inside.is_empty()).then(|| HostServers {
         file: root.join("/etc/resolv.conf"),
         // A systemd-resolved that asks us must not be asked by us.
         behind_stub: dns.resolved.then(|| root.join(BEHIND_STUB)),

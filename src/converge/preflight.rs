@@ -2,6 +2,7 @@
 //! the host, and nobody but sidecars runs as the sidecars' user, whose traffic would pass the mesh by
 //! unseen.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -37,26 +38,30 @@ pub(super) fn watches(plan: &Plan) -> Option<ConvergeError> {
     (needed > limit).then_some(ConvergeError::Watches { sidecars: plan.services.len(), needed, limit })
 }
 
-/// Every reason not to converge on `plan`; another redirector is none where it is `tolerated`.
+/// Every reason not to converge on `plan`; another redirector is none where it is `tolerated`. `inodes` are those of
+/// the services' network namespaces that are there.
 ///
 /// # Errors
 /// The kernel's rules cannot be read.
-pub(super) fn check(plan: &Plan, tolerated: bool) -> Result<Vec<Fault>, Fault> {
+pub(super) fn check(plan: &Plan, tolerated: bool, inodes: &[u64]) -> Result<Vec<Fault>, Fault> {
+    let inside = inodes.iter().map(|inode| PathBuf::from(format!("net:[{inode}]")));
     if plan.redirect.is_empty() {
-        return Ok(Vec::new());
+        return Ok(strangers(plan, &inside.collect()).into_iter().map(Fault::from).collect());
     }
     let foreign = if tolerated { Vec::new() } else { redirect::foreign()? };
     let foreign = foreign.into_iter().map(|foreign| {
         let redirect::Foreign { owner, place, removal } = foreign;
         ConvergeError::ForeignRedirector { owner, place, removal }
     });
-    let strangers = strangers(plan).into_iter();
+    let strangers = strangers(plan, &inside.chain(namespace_of("thread-self")).collect()).into_iter();
     Ok(foreign.chain(strangers).map(Fault::from).collect())
 }
 
-/// Processes of this network namespace that run as a sidecar's user and are none.
-fn strangers(plan: &Plan) -> Vec<ConvergeError> {
-    let here = namespace_of("thread-self");
+/// Processes of these network namespaces that run as a sidecar's user and are none.
+fn strangers(plan: &Plan, here: &BTreeSet<PathBuf>) -> Vec<ConvergeError> {
+    if here.is_empty() {
+        return Vec::new();
+    }
     let mut pids: Vec<u32> = fs::read_dir("/proc")
         .into_iter()
         .flatten()
@@ -67,7 +72,7 @@ fn strangers(plan: &Plan) -> Vec<ConvergeError> {
         let uid = fs::metadata(format!("/proc/{pid}")).ok()?.uid();
         let owner = plan.services.values().find(|service| service.sidecar.uid == uid)?;
         let name = process::name_of(pid)?;
-        let fine = is_sidecar(&name) || is_elsewhere(pid, here.as_ref());
+        let fine = is_sidecar(&name) || is_elsewhere(pid, here);
         (!fine).then_some(ConvergeError::Stranger { pid, name, uid: owner.sidecar.uid })
     };
     pids.into_iter().filter_map(stranger).collect()
@@ -79,12 +84,12 @@ fn is_sidecar(name: &str) -> bool {
     name.starts_with("envoy:") || name == "(envoy)"
 }
 
-/// Whether the process is in another network namespace than `here`. The sandbox of `enmesh.service`
+/// Whether the process is in another network namespace than those of `here`. The sandbox of `enmesh.service`
 /// does not let us look (that takes CAP_SYS_PTRACE, and with it every secret of the host); there a
 /// process with a PID namespace of its own counts as one of a container, which everybody may see.
-fn is_elsewhere(pid: u32, here: Option<&PathBuf>) -> bool {
+fn is_elsewhere(pid: u32, here: &BTreeSet<PathBuf>) -> bool {
     if let Some(namespace) = namespace_of(&pid.to_string()) {
-        return Some(&namespace) != here;
+        return !here.contains(&namespace);
     }
     // One that has ended meanwhile is nowhere.
     let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { return true };

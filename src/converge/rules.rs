@@ -45,7 +45,7 @@ impl Engine {
     }
 
     /// Whether no rules are needed. While a change is pending there is something to go back to.
-    fn is_needless(&self, plan: &Plan) -> bool {
+    pub(super) fn is_needless(&self, plan: &Plan) -> bool {
         plan.redirect.is_empty() && self.pending().is_none()
     }
 
@@ -96,7 +96,8 @@ impl Engine {
     /// # Errors
     /// They could not be set again.
     pub async fn repair(&mut self) -> Result<Vec<String>, Fault> {
-        let Some(desired) = &self.rules else { return Ok(Vec::new()) };
+        let inside = self.repair_namespaces();
+        let Some(desired) = &self.rules else { return inside };
         let rules = self.adapters.firewall.repair(desired);
         let mut amiss = Vec::new();
         if let Some(net) = desired.policy.virtual_route
@@ -105,6 +106,7 @@ impl Engine {
             amiss.push(format!("+ route {net} dev lo"));
         }
         amiss.extend(rules?);
+        amiss.extend(inside?);
         Ok(amiss)
     }
 

@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use super::error::ConvergeError;
 use super::membership::Membership;
-use crate::base::units::{UnitState, Units};
+use super::namespaces::Namespaces;
+use crate::base::units::{UnitSpec, UnitState, Units};
 use crate::base::{Fault, LocalFuture, Root, files};
 use crate::consul::xds;
 use crate::envoy::{self, Admin, Layout, Publisher, Readiness, Secrets, Stream};
@@ -80,6 +81,7 @@ pub(super) struct Around<'a> {
     pub mesh: &'a dyn MeshSource,
     pub publisher: &'a Publisher,
     pub membership: Option<&'a Membership>,
+    pub namespaces: &'a Namespaces,
 }
 
 impl Around<'_> {
@@ -147,20 +149,26 @@ impl Around<'_> {
         status: &mut SidecarStatus,
     ) -> Result<(), Fault> {
         self.publish(plan, service, status).await?;
-        self.start(service, Box::pin(self.until_live(service))).await?;
+        self.start(plan, service, Box::pin(self.until_live(service))).await?;
         self.wait_live(service).await
     }
 
     /// Certificates, files, unit; nobody waits for what becomes of it.
     pub async fn begin(&self, plan: &Plan, service: &ServicePlan) -> Result<(), Fault> {
         self.publish(plan, service, &mut SidecarStatus::default()).await?;
-        self.start(service, Box::pin(std::future::ready(()))).await
+        self.start(plan, service, Box::pin(std::future::ready(()))).await
     }
 
-    async fn start(&self, service: &ServicePlan, live: LocalFuture<'_, ()>) -> Result<(), Fault> {
+    async fn start(
+        &self,
+        plan: &Plan,
+        service: &ServicePlan,
+        live: LocalFuture<'_, ()>,
+    ) -> Result<(), Fault> {
         // Looked at before one that runs is ended for it.
         envoy::Programs::default().find(&service.sidecar.program)?;
-        let spec = envoy::unit_spec(service, self.root)?;
+        let network = self.namespaces.network(plan, &service.id)?;
+        let spec = UnitSpec { network, ..envoy::unit_spec(service, self.root)? };
         self.units.start_until(&spec, live).await
     }
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::ConvergeError;
 use super::memory::Memory;
+use super::namespaces::Record;
 use crate::base::files::{self, Access};
 use crate::base::{Deadline, Fault, Root};
 use crate::config::value::ServiceId;
@@ -51,6 +52,12 @@ pub struct State {
     pub down: BTreeSet<ServiceId>,
     /// The rules that were set last.
     pub guard: Option<Guard>,
+    /// The network namespaces that enmesh made, by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub namespaces: BTreeMap<String, Record>,
+    /// Whether the host passed nothing on before there were any.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub forwarding_is_ours: bool,
     /// The change that waits for `enmesh confirm`.
     pub trial: Option<Pending>,
     /// The configuration that nobody confirmed: it stays out of force for as long as the files say that.
@@ -109,6 +116,8 @@ impl Default for State {
             registered_with: BTreeMap::new(),
             down: BTreeSet::new(),
             guard: None,
+            namespaces: BTreeMap::new(),
+            forwarding_is_ours: false,
             trial: None,
             refused: None,
             ssh: BTreeSet::new(),

@@ -13,7 +13,7 @@ use super::sidecar::Phase;
 use crate::base::Fault;
 use crate::envoy::Stream;
 use crate::health::States;
-use crate::plan::Generation;
+use crate::plan::{Generation, NamespacePlan};
 use crate::redirect::DriftEvent;
 
 /// The state of one host. The shape is stable: fields are only ever added.
@@ -98,6 +98,9 @@ pub struct ServiceStatus {
     /// Its checks, by their ids, where enmesh runs them. They say how the app is, and have no part in
     /// whether this host is ready.
     pub checks: BTreeMap<String, CheckView>,
+    /// The network namespace that it has for itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<NamespaceStatus>,
     /// Its virtual IPs.
     pub virtual_ips: Vec<std::net::IpAddr>,
     /// Its sidecar's stream to Consul, where that drives it.
@@ -106,6 +109,23 @@ pub struct ServiceStatus {
     pub certificate_expires: Option<u64>,
     /// Its last error.
     pub fault: Option<Fault>,
+}
+
+/// A network namespace of one service.
+#[derive(Debug, Clone, Serialize)]
+pub struct NamespaceStatus {
+    /// Its name below `/run/netns`.
+    pub name: String,
+    /// The address in it.
+    pub address: std::net::Ipv4Addr,
+    /// The host's link to it.
+    pub link: String,
+}
+
+impl From<&NamespacePlan> for NamespaceStatus {
+    fn from(own: &NamespacePlan) -> Self {
+        NamespaceStatus { name: own.name.clone(), address: own.inside(), link: own.link() }
+    }
 }
 
 impl Status {
@@ -137,6 +157,7 @@ impl Status {
                     virtual_ips: entry.map(|e| e.virtual_ips.iter().copied().collect()).unwrap_or_default(),
                     registration: engine.registered(&service.id).cloned(),
                     checks: BTreeMap::new(),
+                    namespace: plan.namespace_of(&service.id).map(NamespaceStatus::from),
                     stream: sidecar.stream,
                     certificate_expires: sidecar.certificate_expires,
                     fault: sidecar.fault,

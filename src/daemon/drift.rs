@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use super::log;
+use super::namespaces::Namespaces;
 use crate::base::{Explain, Fault};
 use crate::converge::Engine;
 use crate::netns::RouteWatch;
@@ -33,6 +34,7 @@ const FAILURES: u32 = 8;
 pub struct Guard {
     rules: Option<Drift>,
     routes: Option<RouteWatch>,
+    namespaces: Namespaces,
     pace: Pace,
     /// What was heard since the last look.
     heard: DriftEvent,
@@ -48,11 +50,17 @@ impl Guard {
         Guard {
             rules: engine.watch_rules().map_err(kept).ok().flatten(),
             routes: RouteWatch::new().map_err(kept).ok(),
+            namespaces: Namespaces::default(),
             pace: Pace::default(),
             heard: DriftEvent::default(),
             contested: false,
             failures: 0,
         }
+    }
+
+    /// After converging: listens in the namespaces that there are now.
+    pub fn follow(&mut self, engine: &Engine) {
+        self.namespaces.follow(engine);
     }
 
     /// Waits until the rules are to be looked at. Safe to interrupt.
@@ -67,6 +75,7 @@ impl Guard {
                 }
                 event = rules(&mut self.rules) => event,
                 event = routes(&mut self.routes) => event,
+                event = self.namespaces.next() => Some(event),
             };
             let Some(event) = heard else { continue };
             self.heard.merge(event);

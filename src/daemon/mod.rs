@@ -7,6 +7,7 @@ pub mod client;
 pub mod control;
 mod drift;
 pub mod log;
+mod namespaces;
 mod timers;
 mod watch;
 
@@ -197,6 +198,7 @@ impl Daemon {
         if let Err(fault) = self.watcher.retarget(watched(&self.engine)) {
             log::fault(&fault);
         }
+        self.guard.follow(&self.engine);
         let mut status = self.status.borrow_mut();
         status.update(&self.engine);
         status.converged(faults.clone(), warnings);

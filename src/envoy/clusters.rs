@@ -44,7 +44,8 @@ pub fn reachable<'a>(service: &'a ServicePlan, mesh: &'a MeshView) -> BTreeSet<&
 }
 
 /// The instances of a service that an application can dial by address and app port, with that
-/// port. This host's own are left out: connections to own addresses never reach the sidecar.
+/// port. This host's own are left out: connections to own addresses never reach the sidecar, unless that is apart from
+/// the host.
 pub fn direct_instances<'a>(
     service: &'a ServicePlan,
     known: &'a MeshService,
@@ -52,7 +53,7 @@ pub fn direct_instances<'a>(
     known
         .instances
         .iter()
-        .filter(|instance| Some(instance.address) != service.address)
+        .filter(|instance| service.sidecar.apart || Some(instance.address) != service.address)
         .filter_map(|instance| instance.service_port.map(|port| (instance, port)))
 }
 

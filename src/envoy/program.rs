@@ -124,6 +124,7 @@ pub fn unit_spec(service: &ServicePlan, root: &Root) -> Result<UnitSpec, Fault> 
         uid: service.sidecar.uid,
         gid: service.sidecar.gid,
         revision,
+        network: None,
     })
 }
 

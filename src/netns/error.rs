@@ -33,6 +33,14 @@ pub(super) enum NetnsError {
     LinkInTheWay { name: String },
     #[error("the loopback link is down")]
     LoopbackDown,
+    #[error("a network namespace `{name}` is there already, and enmesh did not make it")]
+    NotOurs { name: String },
+    #[error("the network namespace `{name}` is another one than enmesh made: somebody replaced it")]
+    Replaced { name: String },
+    #[error(
+        "cannot read or write how this host passes packets on (net.ipv4.ip_forward, route_localnet): {source}"
+    )]
+    Setting { source: io::Error },
 }
 
 impl NetnsError {
@@ -40,9 +48,17 @@ impl NetnsError {
     pub(super) fn system(what: impl Into<String>, source: impl Into<io::Error>) -> Self {
         let (what, source) = (what.into(), source.into());
         match source.kind() {
-            io::ErrorKind::PermissionDenied => NetnsError::Privilege { what },
+            // A unit's sandbox is told by either.
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                NetnsError::Privilege { what }
+            }
             _ => NetnsError::System { what, source },
         }
+    }
+
+    /// The error for the setting of forwarding.
+    pub(super) fn setting(source: io::Error) -> Self {
+        NetnsError::Setting { source }
     }
 
     /// The error for a netlink request that failed while trying to `what`.
@@ -82,13 +98,17 @@ impl Explain for NetnsError {
             NetnsError::NoSuchLink { .. } => "ENM-N013",
             NetnsError::LinkInTheWay { .. } => "ENM-N014",
             NetnsError::LoopbackDown => "ENM-N015",
+            NetnsError::NotOurs { .. } => "ENM-N030",
+            NetnsError::Replaced { .. } => "ENM-N031",
+            NetnsError::Setting { .. } => "ENM-N032",
         }
     }
 
     fn hint(&self) -> String {
         match self {
             NetnsError::Privilege { .. } => {
-                "run as root, or with CAP_SYS_ADMIN for namespaces and CAP_NET_ADMIN for links and routes"
+                "run as root, or with CAP_SYS_ADMIN for namespaces and CAP_NET_ADMIN for links and routes; docs/namespaces.md \
+                 has what the unit of the daemon needs for namespaces"
                     .to_owned()
             }
             NetnsError::Unsupported => "use a kernel with CONFIG_NET_NS; every distribution's has it".to_owned(),
@@ -117,6 +137,16 @@ impl Explain for NetnsError {
                 "bring it up (`ip link set lo up`); virtual IPs are routed to it, and applications need it too"
                     .to_owned()
             }
+            NetnsError::NotOurs { name } => format!(
+                "choose another name in `scope = \"netns:NAME\"`, or `ip netns delete {name}` if nothing needs it"
+            ),
+            NetnsError::Replaced { name } => format!(
+                "nothing is set in it; `ip netns delete {name}`, and the daemon brings back the one that it made"
+            ),
+            NetnsError::Setting { .. } => {
+                "set it by hand (`sysctl -w net.ipv4.ip_forward=1`), or let the unit do it (ProtectKernelTunables=no)"
+                    .to_owned()
+            }
         }
     }
 
@@ -132,7 +162,10 @@ impl Explain for NetnsError {
             | NetnsError::Silent { .. }
             | NetnsError::NoSuchLink { .. }
             | NetnsError::LinkInTheWay { .. }
-            | NetnsError::LoopbackDown => Class::Failed,
+            | NetnsError::LoopbackDown
+            | NetnsError::NotOurs { .. }
+            | NetnsError::Replaced { .. }
+            | NetnsError::Setting { .. } => Class::Failed,
         }
     }
 }

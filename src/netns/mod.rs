@@ -3,8 +3,11 @@
 //! Functions that have no [`Namespace`] in their arguments act on the calling thread's. Everything
 //! that makes something is idempotent and says whether it changed anything.
 
+mod cable;
+mod claim;
 mod error;
 mod facts;
+mod forward;
 mod link;
 mod namespace;
 mod netlink;
@@ -13,7 +16,10 @@ mod sockets;
 mod tables;
 mod watch;
 
+pub use cable::Cable;
+pub use claim::{Known, claim, give_up};
 pub use facts::{addresses, default_source, ipv6_available};
+pub use forward::{forwards, lead_to_loopback, set_forwarding, tune_alike};
 pub use link::{
     LOOPBACK, Link, add_address, link, link_addresses, links, lo_up, remove_link, set_up, veth_pair,
 };
@@ -24,4 +30,4 @@ pub use route::{
 };
 pub use sockets::{Socket, Sockets, sockets};
 pub use tables::{describe_routes, describe_rules};
-pub use watch::RouteWatch;
+pub use watch::{LinkWatch, RouteWatch};

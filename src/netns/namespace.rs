@@ -17,6 +17,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
+use serde::{Deserialize, Serialize};
 use tokio::task::LocalSet;
 
 use super::error::NetnsError;
@@ -32,7 +33,7 @@ const OWN: &str = "/proc/thread-self/ns/net";
 const NAME_LIMIT: usize = 255;
 
 /// Tells namespaces apart: equal exactly for the same namespace, however it was opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Identity {
     /// Device of the namespace file.
     pub device: u64,
@@ -75,18 +76,28 @@ impl Namespace {
         }
         prepare_folder()?;
         // A leftover file on which nothing is bound (a reboot, a killed `create`) is used as it is.
-        OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o444)
-            .open(&path)
-            .map_err(|e| NetnsError::system(format!("make {}", path.display()), e))?;
+        make_file(&path)?;
         let bound = on_new_thread(|| bind_new_namespace(&path))?;
         if bound.is_err() {
             let _ = fs::remove_file(&path);
         }
         bound?;
+        Namespace::open(&path)
+    }
+
+    /// Gives this very namespace the name `name`, which nobody has.
+    ///
+    /// # Errors
+    /// As [`Namespace::create`].
+    pub(super) fn name_again(&self, name: &str) -> Result<Namespace, Fault> {
+        let path = path_of(name)?;
+        prepare_folder()?;
+        make_file(&path)?;
+        let own = || bind(Path::new(OWN), &path);
+        if let Err(error) = self.run(own)? {
+            let _ = fs::remove_file(&path);
+            return Err(error);
+        }
         Namespace::open(&path)
     }
 
@@ -119,6 +130,20 @@ impl Namespace {
     /// # Errors
     /// `ENM-N001` no privilege, `ENM-N003` there is none, `ENM-N004` the file is something else.
     pub fn open(path: &Path) -> Result<Namespace, Fault> {
+        Ok(Namespace::try_open(path)?)
+    }
+
+    /// The namespace `name` of `/run/netns`; `None` where there is none. A file on which nothing is bound, as a reboot
+    /// or `umount` leaves it, is none.
+    pub(super) fn find(name: &str) -> Result<Option<Namespace>, Fault> {
+        match Namespace::try_open(&path_of(name)?) {
+            Ok(there) => Ok(Some(there)),
+            Err(NetnsError::NoSuchNamespace { .. } | NetnsError::NotANamespace { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn try_open(path: &Path) -> Result<Namespace, NetnsError> {
         let name = || path.display().to_string();
         let file = File::open(path).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => NetnsError::NoSuchNamespace { name: name() },
@@ -126,7 +151,7 @@ impl Namespace {
         })?;
         let kind = fstatfs(&file).map_err(|e| NetnsError::system(format!("look at {}", name()), e))?;
         if kind.filesystem_type() != NSFS_MAGIC {
-            return Err(NetnsError::NotANamespace { name: name() }.into());
+            return Err(NetnsError::NotANamespace { name: name() });
         }
         let meta = file.metadata().map_err(|e| NetnsError::system(format!("look at {}", name()), e))?;
         let identity = Identity { device: meta.dev(), inode: meta.ino() };
@@ -150,6 +175,11 @@ impl Namespace {
             }
         }
         crate::base::files::remove(&path)
+    }
+
+    /// Where the file of the namespace `name` is.
+    pub fn path_of_name(name: &str) -> PathBuf {
+        Path::new(FOLDER).join(name)
     }
 
     /// The names that exist, sorted.
@@ -338,8 +368,18 @@ fn bind_new_namespace(path: &Path) -> Result<(), Fault> {
         Errno::EINVAL | Errno::ENOSYS => NetnsError::Unsupported,
         _ => NetnsError::system("make a network namespace", e),
     })?;
-    mount(Some(OWN), path, Some("none"), MsFlags::MS_BIND, None::<&str>)
+    bind(Path::new(OWN), path)
+}
+
+fn bind(namespace: &Path, path: &Path) -> Result<(), Fault> {
+    mount(Some(namespace), path, Some("none"), MsFlags::MS_BIND, None::<&str>)
         .map_err(|e| NetnsError::system(format!("bind {}", path.display()), e).into())
+}
+
+/// The file on which a namespace is bound.
+fn make_file(path: &Path) -> Result<(), Fault> {
+    let opened = OpenOptions::new().write(true).create(true).truncate(false).mode(0o444).open(path);
+    opened.map(drop).map_err(|e| NetnsError::system(format!("make {}", path.display()), e).into())
 }
 
 #[cfg(test)]

@@ -23,6 +23,9 @@ pub struct Allocations {
     pub inbound: BTreeMap<ServiceId, u16>,
     /// Virtual IPs of the mesh's services.
     pub virtual_ips: BTreeMap<ServiceName, Ipv4Addr>,
+    /// Networks of namespaces, by their names.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub namespaces: BTreeMap<String, Ipv4Net>,
 }
 
 /// One kind of sidecar port.

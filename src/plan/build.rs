@@ -12,19 +12,23 @@ use super::allocate::{self, PortPool};
 use super::capture::Captures;
 use super::dns;
 use super::facts::User;
+use super::namespace::{self, seen_from_host};
 use super::problem::PlanError;
 use super::registration::{registration, set_outbound_port};
 use super::told::{COLLECTOR, Told};
 use super::{
-    Allocations, DnsPlan, ExplicitUpstream, Generation, HostFacts, Instance, MeshView, Plan, RedirectPolicy,
-    ServicePlan, SidecarPlan, Xds,
+    Allocations, DnsPlan, ExplicitUpstream, Generation, HostFacts, Instance, MeshView, NamespacePlan, Plan,
+    RedirectPolicy, ServicePlan, SidecarPlan, Xds,
 };
 use crate::base::Fault;
-use crate::config::value::{AddressSpec, Port, ServiceId, ServiceName, UserSpec};
-use crate::config::{Config, DnsMode, HostConfig, Mode, RegistrationMode, ServiceConfig};
+use crate::config::value::{AddressSpec, Port, Scope, ServiceId, ServiceName, UserSpec};
+use crate::config::{Config, DnsMode, HostConfig, Inbound, Mode, RegistrationMode, ServiceConfig};
 
 /// Where each sidecar has its folder.
 const RUN_FOLDER: &str = "/run/enmesh";
+
+/// The user of whoever administers the host, enmesh included.
+const ROOT: u32 = 0;
 
 /// What should be true on this host.
 ///
@@ -71,12 +75,17 @@ struct Builder<'a> {
     allocations: Allocations,
     mesh: MeshView,
     wanted: BTreeSet<ServiceId>,
+    namespace_names: BTreeSet<String>,
     /// Ports of applications, and those that sidecars listen on besides what they are given here.
     apps: BTreeSet<u16>,
     listens: BTreeMap<SocketAddr, ServiceId>,
     services: BTreeMap<ServiceId, ServicePlan>,
     captures: Captures,
+    /// Namespaces and what is captured in them, by their names.
+    namespaces: BTreeMap<String, (NamespacePlan, Captures)>,
+    /// Of the services in the host's namespace, and of those that have one for themselves.
     dns_modes: BTreeMap<ServiceId, DnsMode>,
+    dns_inside: BTreeMap<ServiceId, DnsMode>,
     errors: Vec<Fault>,
     warnings: Vec<Fault>,
 }
@@ -91,11 +100,14 @@ impl<'a> Builder<'a> {
             allocations: facts.allocations.clone(),
             mesh: facts.mesh.clone(),
             wanted: services.iter().map(ServiceConfig::id).collect(),
+            namespace_names: services.iter().filter_map(namespace_name).collect(),
             apps: services.iter().flat_map(|service| claimed(service, facts)).collect(),
             listens: BTreeMap::new(),
             services: BTreeMap::new(),
             captures: Captures::default(),
+            namespaces: BTreeMap::new(),
             dns_modes: BTreeMap::new(),
+            dns_inside: BTreeMap::new(),
             errors: Vec::new(),
             warnings: Vec::new(),
         }
@@ -146,10 +158,13 @@ impl<'a> Builder<'a> {
             Some(_) => Some(self.inbound_port(&id, &told, &mut allocations)?),
             None => None,
         };
+        let namespace = self.namespace(service, inbound, &mut allocations)?;
+        let mut inside = Captures::default();
         if transparent {
             let ports = (outbound, inbound);
             let open = told.open_ports();
-            self.captures.add(service, ports, &open, user.uid, self.facts, &mut self.warnings)?;
+            let captures = if namespace.is_some() { &mut inside } else { &mut self.captures };
+            captures.add(service, ports, &open, user.uid, self.facts, &mut self.warnings)?;
         }
         self.share_listens(&id, &mut told);
         if told.config.remove(COLLECTOR).is_some() {
@@ -161,15 +176,54 @@ impl<'a> Builder<'a> {
         self.join_mesh(service, address, inbound);
         if transparent {
             // A virtual IP is of use only to those whose connections to it are redirected.
-            self.dns_modes.insert(id.clone(), service.capture.dns);
+            let modes = if namespace.is_some() { &mut self.dns_inside } else { &mut self.dns_modes };
+            modes.insert(id.clone(), service.capture.dns);
         }
+        let xds = match &namespace {
+            Some(own) => own.seen_from_within(&self.facts.xds),
+            None => self.facts.xds.clone(),
+        };
+        self.namespaces.extend(namespace.clone().map(|own| (own.name.clone(), (own, inside))));
+        let checked = namespace.as_ref().map(|own| seen_from_host(service, own.inside()));
+        let service = checked.as_ref().unwrap_or(service);
         let mut plan = self.service_plan(service, told, user, address, (outbound, inbound));
         if take_token(&mut plan.registration) {
             let warning = PlanError::TokenInFile { id: id.clone() };
             self.warnings.push(Fault::from(warning).of_service(&id));
         }
+        plan.sidecar.xds = xds;
         self.services.insert(id, plan);
         Ok(())
+    }
+
+    /// The namespace that `service` has for itself, if it wants one.
+    fn namespace(
+        &self,
+        service: &ServiceConfig,
+        inbound: Option<u16>,
+        allocations: &mut Allocations,
+    ) -> Result<Option<NamespacePlan>, PlanError> {
+        let Scope::Netns(name) = &service.capture.scope else { return Ok(None) };
+        let id = service.id();
+        if let Some((other, _)) = self.namespaces.get(name) {
+            let (other, what) = (other.service.clone(), format!("all of the namespace `{name}`"));
+            return Err(PlanError::Overlap { id, other, what });
+        }
+        let unit = service.capture.unit.as_ref().map(ToString::to_string);
+        let same = |(own, _): &&(NamespacePlan, Captures)| unit.is_some() && own.unit == unit;
+        if let Some((other, _)) = self.namespaces.values().find(same) {
+            let (other, what) = (other.service.clone(), format!("the unit {}", unit.unwrap_or_default()));
+            return Err(PlanError::Overlap { id, other, what });
+        }
+        let given = &mut allocations.namespaces;
+        let pool = self.host.namespaces.pool;
+        let net = namespace::network(given, &self.namespace_names, pool, self.facts, (&id, name))?;
+        let redirect = RedirectPolicy::default();
+        let agent = namespace::agent(&self.facts.xds);
+        // What is captured by port can be told from everything else, for those who check it.
+        let app = service.port.filter(|_| service.capture.inbound == Inbound::Service).map(Port::get);
+        let (name, checkers) = (name.clone(), BTreeSet::new());
+        Ok(Some(NamespacePlan { name, service: id, net, inbound, app, checkers, agent, unit, redirect }))
     }
 
     /// Where the registration is not ours, what it says is where Consul puts the listener. Otherwise
@@ -252,7 +306,9 @@ impl<'a> Builder<'a> {
         if let (Some(address), Some(port)) = (address, inbound)
             && !entry.instances.iter().any(|instance| instance.address == address)
         {
-            let service_port = service.port.map(Port::get);
+            // On the host's address nobody listens on the app's port where the app is in a namespace.
+            let reached = namespace_name(service).is_none();
+            let service_port = service.port.filter(|_| reached).map(Port::get);
             entry.instances.insert(Instance { address, port, service_port, weight: 1 });
         }
     }
@@ -279,6 +335,7 @@ impl<'a> Builder<'a> {
                 program: self.program(),
                 outbound_port,
                 inbound_port,
+                apart: namespace_name(service).is_some(),
                 ipv6: self.facts.ipv6,
                 folder: Path::new(RUN_FOLDER).join(id.as_str()),
                 drain: self.host.envoy.drain,
@@ -304,9 +361,10 @@ impl<'a> Builder<'a> {
 
     fn finish(mut self) -> Plan {
         self.allocate_virtual_ips();
-        let redirect = self.redirect();
-        let dns = self.dns();
-        self.mesh.virtual_net = redirect.virtual_route;
+        let (redirect, namespaces) = self.redirect();
+        let dns = self.dns(&namespaces);
+        let inside = namespaces.values().find_map(|namespace| namespace.redirect.virtual_route);
+        self.mesh.virtual_net = redirect.virtual_route.or(inside);
         self.errors.sort_by(|a, b| (&a.service, a.code).cmp(&(&b.service, b.code)));
         let mut plan = Plan {
             generation: Generation::default(),
@@ -314,13 +372,17 @@ impl<'a> Builder<'a> {
             services: self.services,
             virtual_net: redirect.virtual_route,
             redirect,
+            namespaces,
             dns,
             mesh: self.mesh,
             errors: self.errors,
             warnings: self.warnings,
         };
         plan.generation = generation(&plan, self.facts.previous.as_ref());
-        plan.redirect.generation = plan.generation.clone();
+        let inside = plan.namespaces.values_mut().map(|namespace| &mut namespace.redirect);
+        for policy in inside.chain([&mut plan.redirect]) {
+            policy.generation = plan.generation.clone();
+        }
         plan
     }
 
@@ -339,7 +401,8 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn redirect(&mut self) -> RedirectPolicy {
+    /// The redirection in the host's namespace and in those of services.
+    fn redirect(&mut self) -> (RedirectPolicy, BTreeMap<String, NamespacePlan>) {
         let own: BTreeSet<IpAddr> = self.facts.addresses.iter().map(|a| a.address).collect();
         let consul = match &self.host.consul.user {
             Some(UserSpec::Uid(uid)) => Some(*uid),
@@ -348,27 +411,52 @@ impl<'a> Builder<'a> {
         };
         let proxy_uids: BTreeSet<u32> =
             self.services.values().map(|service| service.sidecar.uid).chain(consul).collect();
-        let mut policy =
-            std::mem::take(&mut self.captures).policy(self.host.virtual_ips, &self.mesh, &own, proxy_uids);
+        let checkers: BTreeSet<u32> = consul.into_iter().chain([ROOT]).collect();
+        let pool = self.host.virtual_ips;
+        let inside = std::mem::take(&mut self.namespaces).into_iter().map(|(name, (own, captures))| {
+            // What the host's own addresses are there is elsewhere from in here.
+            let here = BTreeSet::from([IpAddr::V4(own.inside())]);
+            let mut redirect = captures.policy(pool, &self.mesh, &here, proxy_uids.clone());
+            redirect.host_end = own.app.map(|_| own.outside());
+            (name, NamespacePlan { redirect, checkers: checkers.clone(), ..own })
+        });
+        let inside = inside.collect();
+        let mut policy = std::mem::take(&mut self.captures).policy(pool, &self.mesh, &own, proxy_uids);
         let listen = self.host.dns.listen;
         policy.dns = dns::capture(listen, &self.dns_modes, &policy.outbound, &self.facts.users);
-        policy
+        (policy, inside)
     }
 
-    fn dns(&self) -> DnsPlan {
-        let wanted = self.dns_modes.values().any(|mode| *mode != DnsMode::Off);
+    fn dns(&self, namespaces: &BTreeMap<String, NamespacePlan>) -> DnsPlan {
+        let listen = self.host.dns.listen;
+        let asks = |own: &&NamespacePlan| {
+            self.dns_inside.get(&own.service).is_some_and(|mode| *mode != DnsMode::Off)
+        };
+        let inside: BTreeSet<SocketAddr> =
+            namespaces.values().filter(asks).map(|own| (own.outside(), listen.port()).into()).collect();
+        let resolved_inside = self.dns_inside.values().any(|mode| *mode == DnsMode::Resolved);
+        let wanted = !inside.is_empty() || self.dns_modes.values().any(|mode| *mode != DnsMode::Off);
         let name = |name: &ServiceName| format!("{}.virtual.consul", name.as_str().to_ascii_lowercase());
         let has = |wanted| self.dns_modes.values().any(|mode| *mode == wanted);
         let services = self.mesh.services.iter().filter(|_| wanted);
         DnsPlan {
-            listen: wanted.then_some(self.host.dns.listen),
-            resolved: self.facts.systemd && has(DnsMode::Resolved),
+            listen: wanted.then_some(listen),
+            inside,
+            // In a namespace, who looks names up through nss-resolve asks the host's systemd-resolved.
+            resolved: self.facts.systemd && (has(DnsMode::Resolved) || resolved_inside),
             redirect: has(DnsMode::Redirect),
             consul: if wanted { dns::consul(self.host) } else { None },
             records: services
                 .map(|(service, entry)| (name(service), entry.virtual_ips.iter().copied().collect()))
                 .collect(),
         }
+    }
+}
+
+fn namespace_name(service: &ServiceConfig) -> Option<String> {
+    match &service.capture.scope {
+        Scope::Netns(name) => Some(name.clone()),
+        Scope::Host | Scope::User(_) | Scope::Unit(_) => None,
     }
 }
 
@@ -417,6 +505,8 @@ fn generation(plan: &Plan, previous: Option<&Generation>) -> Generation {
     struct Content<'a> {
         services: &'a BTreeMap<ServiceId, ServicePlan>,
         redirect: &'a RedirectPolicy,
+        #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+        namespaces: &'a BTreeMap<String, NamespacePlan>,
         dns: &'a DnsPlan,
         mesh: &'a MeshView,
     }
@@ -424,7 +514,8 @@ fn generation(plan: &Plan, previous: Option<&Generation>) -> Generation {
     // the endpoints that sidecars are told follows from it.
     let mut mesh = plan.mesh.clone();
     mesh.services.values_mut().for_each(|service| service.instances.clear());
-    let content = Content { services: &plan.services, redirect: &plan.redirect, dns: &plan.dns, mesh: &mesh };
+    let Plan { services, redirect, namespaces, dns, .. } = plan;
+    let content = Content { services, redirect, namespaces, dns, mesh: &mesh };
     // Plain data with string keys always serialises; an empty text would only merge generations.
     let bytes = serde_json::to_vec(&content).unwrap_or_default();
     let hash: String = Sha256::digest(&bytes).iter().take(6).map(|byte| format!("{byte:02x}")).collect();

@@ -74,15 +74,12 @@ impl Captures {
     fn who(&self, service: &ServiceConfig, sidecar_uid: u32, facts: &HostFacts) -> Result<Who, PlanError> {
         let id = service.id();
         let who = match &service.capture.scope {
-            Scope::Host => Who::Everyone,
+            // In a namespace of its own, everybody is who is in there.
+            Scope::Host | Scope::Netns(_) => Who::Everyone,
             Scope::User(user) => Who::Uid(uid(&id, user, "capture.scope", facts)?),
             Scope::Unit(unit) => {
                 let known = facts.unit_users.get(unit).copied();
                 Who::Uid(known.ok_or_else(|| PlanError::NoUnit { id: id.clone(), unit: unit.clone() })?)
-            }
-            Scope::Netns(_) => {
-                let setting = format!("capture.scope = \"{}\"", service.capture.scope);
-                return Err(PlanError::NotYet { id, setting });
             }
         };
         if who == Who::Uid(sidecar_uid) {
@@ -185,6 +182,7 @@ impl Captures {
             inbound: self.inbound,
             dns: None,
             virtual_route: captured.then_some(pool),
+            host_end: None,
         }
     }
 }

@@ -10,6 +10,7 @@ mod capture;
 mod dns;
 pub mod facts;
 pub mod mesh;
+mod namespace;
 mod policy;
 mod problem;
 mod registration;
@@ -27,6 +28,7 @@ pub use mesh::{
     Access, Callers, Credentials, HeaderMatch, HeaderRule, Instance, MeshService, MeshView, Past, PathMatch,
     Protocol, RequestRule, SpiffeId, XdsToken,
 };
+pub use namespace::{INNER_LINK, LINK_PREFIX, NamespacePlan, link_of, seen_from_host};
 pub use policy::{
     Bypasses, DnsCapture, DnsServer, InboundCapture, InboundPorts, OutboundCapture, RESOLVER_LAPSE,
     RESOLVER_MARK, RedirectPolicy, Who,
@@ -38,7 +40,7 @@ pub use service::{
 };
 pub use told::RegisteredPorts;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
@@ -57,8 +59,11 @@ pub struct Plan {
     pub allocations: Allocations,
     /// The enabled services that can be carried out, by id.
     pub services: BTreeMap<ServiceId, ServicePlan>,
-    /// The redirection.
+    /// The redirection in the host's own network namespace.
     pub redirect: RedirectPolicy,
+    /// The namespaces that services have for themselves, by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub namespaces: BTreeMap<String, NamespacePlan>,
     /// Networks that get a route to loopback, so that virtual IPs need no default route and never
     /// reach the wire; `None` when nothing is captured.
     pub virtual_net: Option<Ipv4Net>,
@@ -71,6 +76,13 @@ pub struct Plan {
     pub errors: Vec<Fault>,
     /// What a person should know.
     pub warnings: Vec<Fault>,
+}
+
+impl Plan {
+    /// The namespace that a service has for itself; `None` for one that lives in the host's.
+    pub fn namespace_of(&self, id: &ServiceId) -> Option<&NamespacePlan> {
+        self.namespaces.values().find(|namespace| namespace.service == *id)
+    }
 }
 
 /// Number and hash of one plan.
@@ -106,6 +118,9 @@ pub struct ConsulDns {
 pub struct DnsPlan {
     /// Where it listens; `None` when no service wants names.
     pub listen: Option<SocketAddr>,
+    /// Where services in namespaces of their own ask it.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub inside: BTreeSet<SocketAddr>,
     /// Whether systemd-resolved shall ask it for the domain `consul`.
     pub resolved: bool,
     /// Whether queries are redirected to it, so that it has to find an answer for every name.

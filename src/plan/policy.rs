@@ -2,7 +2,7 @@
 //! into rules; `explain` reads it to answer for one flow.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,7 @@ use crate::config::value::{PortRange, ServiceId};
 use crate::config::{Ipv6Policy, OnProxyFailure};
 
 /// The whole redirection of one network namespace.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RedirectPolicy {
     /// Stands in the rules, so that a reader of the kernel's state knows whose they are.
     pub generation: Generation,
@@ -35,6 +35,9 @@ pub struct RedirectPolicy {
     pub dns: Option<DnsCapture>,
     /// Gets a route to loopback.
     pub virtual_route: Option<Ipv4Net>,
+    /// In a namespace of one service, the host's end of the cable. From there the host itself calls, as over loopback.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_end: Option<Ipv4Addr>,
 }
 
 impl RedirectPolicy {

@@ -1,6 +1,6 @@
 //! Why a service cannot be planned. The other services are planned all the same.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::Ipv4Net;
 
@@ -118,13 +118,27 @@ pub enum PlanError {
         /// The pool.
         pool: Ipv4Net,
     },
-    /// A setting that this version does not carry out.
-    #[error("service `{id}`: `{setting}` is not carried out by this version")]
-    NotYet {
+    /// The host has an address in the pool of namespaces.
+    #[error(
+        "service `{id}`: the host has the address {address} ({interface}) in {pool}, where namespaces get theirs from"
+    )]
+    PoolInUse {
         /// The service.
         id: ServiceId,
-        /// The setting.
-        setting: String,
+        /// The pool.
+        pool: Ipv4Net,
+        /// The host's address.
+        address: IpAddr,
+        /// The interface that has it.
+        interface: String,
+    },
+    /// No network is left for another namespace.
+    #[error("service `{id}`: no network for another namespace is left in {pool}")]
+    NamespacesUsedUp {
+        /// The service.
+        id: ServiceId,
+        /// The pool.
+        pool: Ipv4Net,
     },
     /// The last good configuration is used instead of a bad one (a warning).
     #[error("service `{id}` keeps its last good configuration, because its file is in error")]
@@ -198,7 +212,6 @@ impl Explain for PlanError {
             PlanError::PortTaken { .. } => "ENM-P007",
             PlanError::PortsUsedUp { .. } => "ENM-P008",
             PlanError::VirtualIpsUsedUp { .. } => "ENM-P009",
-            PlanError::NotYet { .. } => "ENM-P010",
             PlanError::KeptLastGood { .. } => "ENM-P011",
             PlanError::PortBypassed { .. } => "ENM-P012",
             PlanError::FailsOpen { .. } => "ENM-P013",
@@ -208,6 +221,8 @@ impl Explain for PlanError {
             PlanError::NoEffect { .. } => "ENM-P022",
             PlanError::CapturesSsh { .. } => "ENM-P030",
             PlanError::SshForced { .. } => "ENM-P031",
+            PlanError::PoolInUse { .. } => "ENM-P050",
+            PlanError::NamespacesUsedUp { .. } => "ENM-P051",
         }
     }
 
@@ -224,7 +239,7 @@ impl Explain for PlanError {
             }
             PlanError::NoPortName { .. } => "write the port as a number".to_owned(),
             PlanError::Overlap { .. } => {
-                "give each service a user of its own (scope = \"user:NAME\"); at most one service may have scope = \"host\"".to_owned()
+                "give each service a user of its own (scope = \"user:NAME\") or a namespace of its own (\"netns:NAME\"); at most one service may have scope = \"host\"".to_owned()
             }
             PlanError::CapturesSidecar { .. } => {
                 "run the application under a user of its own: what runs as the sidecars' user bypasses the mesh".to_owned()
@@ -250,7 +265,10 @@ impl Explain for PlanError {
             ),
             PlanError::PortsUsedUp { kind, .. } => format!("widen [ports] {kind} in the host file"),
             PlanError::VirtualIpsUsedUp { .. } => "widen virtual_ips in the host file".to_owned(),
-            PlanError::NotYet { setting, .. } => format!("leave out `{setting}`; the CHANGELOG says when it comes"),
+            PlanError::PoolInUse { .. } => {
+                "give namespaces another network that is used nowhere: `pool` in [namespaces] of the host file".to_owned()
+            }
+            PlanError::NamespacesUsedUp { .. } => "widen `pool` in [namespaces] of the host file".to_owned(),
             PlanError::KeptLastGood { .. } => {
                 "correct the file as the error above says; `enmesh check` validates it".to_owned()
             }

@@ -43,6 +43,9 @@ pub struct SidecarPlan {
     pub outbound_port: Option<u16>,
     /// The public listener's port; `None` for a client-only service.
     pub inbound_port: Option<u16>,
+    /// Whether it has a network namespace for itself, in which none of the host's addresses is its own.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub apart: bool,
     /// Whether its listeners bind IPv6 as well as IPv4.
     pub ipv6: bool,
     /// Its folder, `/run/enmesh/<id>`, without the `--root` prefix.

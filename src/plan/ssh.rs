@@ -6,6 +6,7 @@ use super::facts::SshSession;
 use super::problem::PlanError;
 use super::{HostFacts, InboundCapture, InboundPorts};
 use crate::base::Fault;
+use crate::config::value::Scope;
 use crate::config::{Ipv6Policy, ServiceConfig};
 
 /// Whether `capture` would take the port of a session, so that nobody else could log in there. A service
@@ -20,6 +21,10 @@ pub(super) fn check(
     warnings: &mut Vec<Fault>,
 ) -> Result<(), PlanError> {
     let id = service.id();
+    // Nobody is logged in where nothing has ever run.
+    if matches!(service.capture.scope, Scope::Netns(_)) {
+        return Ok(());
+    }
     if facts.last_good.get(&id) == Some(service) {
         return Ok(());
     }

@@ -142,10 +142,9 @@ fn each_kind_of_bad_service_is_refused_alone() {
         service("sidecar", None, "user:envoy"),
         service("overlap", None, "user:1000"),
         service("same-port", Some(8080), "user:other"),
-        service("namespace", None, "netns:blue"),
         service("port-name", None, "user:77"),
     ];
-    broken[6].capture.bypass.outbound_ports = vec!["no-such-port".parse().unwrap()];
+    broken[5].capture.bypass.outbound_ports = vec!["no-such-port".parse().unwrap()];
     let mut services = vec![service("api", Some(8080), "user:app")];
     services.extend(broken);
     let plan = plan(&config(services), &facts());
@@ -153,7 +152,6 @@ fn each_kind_of_bad_service_is_refused_alone() {
     assert_eq!(
         said,
         [
-            ("namespace", "ENM-P010"),
             ("no-unit", "ENM-P003"),
             ("no-user", "ENM-P002"),
             ("overlap", "ENM-P005"),
@@ -406,4 +404,115 @@ fn a_registration_of_somebody_elses_says_which_ports() {
     assert_eq!(ports(&configuration), (Some(15001), Some(21000)), "ours says what we told it");
     configuration.host.registration = RegistrationMode::None;
     assert_eq!(ports(&configuration), (Some(16001), Some(20005)));
+}
+
+fn in_namespace(name: &str, port: u16) -> ServiceConfig {
+    service(name, Some(port), &format!("netns:{name}"))
+}
+
+#[test]
+fn services_in_namespaces_of_their_own_share_nothing() {
+    // The same port and, since nobody asks for it, the same user.
+    let planned = plan(&config(vec![in_namespace("api", 8080), in_namespace("web", 8080)]), &facts());
+    assert_eq!(planned.errors, []);
+    assert!(planned.redirect.is_empty(), "in the host's namespace nothing is captured");
+    let [api, web] = ["api", "web"].map(|name| &planned.namespaces[name]);
+    assert_eq!((api.net.to_string(), web.net.to_string()), ("198.18.0.0/30".into(), "198.18.0.4/30".into()));
+    assert_eq!(
+        (api.outside().to_string(), api.inside().to_string()),
+        ("198.18.0.1".into(), "198.18.0.2".into())
+    );
+    assert!(api.link() != web.link() && api.link().len() < 16);
+    for own in [api, web] {
+        let [capture] = own.redirect.outbound.values().collect::<Vec<_>>()[..] else { panic!("{own:?}") };
+        assert_eq!(capture.who, Who::Everyone);
+        assert_eq!(own.redirect.inbound[&own.service].ports, InboundPorts::One(8080));
+        assert_eq!(own.redirect.generation, planned.generation);
+        assert!(own.redirect.proxy_uids.contains(&5995));
+        assert_eq!(own.redirect.virtual_route, planned.mesh.virtual_net);
+    }
+    // At the host's address a caller finds the sidecars, and nobody at the port of the apps.
+    for (name, port) in [("api", 21000), ("web", 21001)] {
+        let name: ServiceName = name.parse().unwrap();
+        let instance = planned.mesh.services[&name].instances.first().unwrap();
+        assert_eq!((instance.port, instance.service_port), (port, None));
+    }
+    assert_eq!(planned.dns.inside.len(), 2);
+}
+
+#[test]
+fn what_the_host_is_at_is_the_mesh_from_within_a_namespace() {
+    let mut facts = facts();
+    let instance =
+        Instance { address: "10.9.0.2".parse().unwrap(), port: 21005, service_port: Some(9000), weight: 1 };
+    let db = MeshService { instances: [instance].into(), ..MeshService::default() };
+    facts.mesh.services.insert("db".parse().unwrap(), db);
+    let services = vec![in_namespace("api", 8080), service("web", None, "host")];
+    let planned = plan(&config(services), &facts);
+    let dialled = ("10.9.0.2".parse().unwrap(), 9000);
+    assert!(planned.namespaces["api"].redirect.mesh_instances.contains(&dialled));
+    assert!(!planned.redirect.mesh_instances.contains(&dialled), "on the host it is an address of its own");
+}
+
+#[test]
+fn a_namespace_keeps_its_network_and_one_that_is_gone_gives_it_back_last() {
+    let first = plan(&config(vec![in_namespace("api", 80), in_namespace("web", 81)]), &facts());
+    let later = HostFacts { allocations: first.allocations, ..facts() };
+    let second = plan(&config(vec![in_namespace("web", 81), in_namespace("a-new-one", 82)]), &later);
+    assert_eq!(second.namespaces["web"].net, first.namespaces["web"].net);
+    assert_eq!(second.namespaces["a-new-one"].net.to_string(), "198.18.0.8/30");
+    // A pool of two.
+    let mut small = config(vec![in_namespace("web", 81), in_namespace("b", 83)]);
+    small.host.namespaces.pool = "198.18.0.0/29".parse().unwrap();
+    let third = plan(&small, &later);
+    assert_eq!(codes(&third.errors), [""; 0]);
+    assert_eq!(third.namespaces["b"].net.to_string(), "198.18.0.0/30", "that of `api`, which is gone");
+    small.services.push(in_namespace("c", 84));
+    assert_eq!(codes(&plan(&small, &later).errors), ["ENM-P051"]);
+}
+
+#[test]
+fn a_pool_that_the_host_is_in_is_refused() {
+    let mut facts = facts();
+    let address = HostAddress { interface: "eth1".to_owned(), address: "198.18.7.7".parse().unwrap() };
+    facts.addresses.push(address);
+    let planned = plan(&config(vec![in_namespace("api", 8080), service("web", None, "host")]), &facts);
+    assert_eq!(codes(&planned.errors), ["ENM-P050"]);
+    assert_eq!(planned.services.len(), 1, "the others are planned");
+}
+
+#[test]
+fn checks_are_run_from_the_host() {
+    let mut api = in_namespace("api", 8080);
+    let check = serde_json::json!({ "tcp": "127.0.0.1:8080", "interval": "10s" });
+    api.checks = vec![serde_json::from_value(check).unwrap()];
+    let planned = plan(&config(vec![api]), &facts());
+    let own = &planned.namespaces["api"];
+    let registered = &planned.services[&own.service].registration["service"]["checks"][0]["tcp"];
+    assert_eq!(registered, "198.18.0.2:8080");
+    assert_eq!((own.redirect.host_end, own.app), (Some(own.outside()), Some(8080)));
+    assert_eq!(own.checkers, BTreeSet::from([0, 102]), "root, and Consul's user");
+}
+
+#[test]
+fn from_within_the_agent_is_at_the_hosts_end() {
+    let services = vec![in_namespace("api", 8080), service("web", None, "user:other")];
+    let planned = plan(&config(services), &driven());
+    let own = &planned.namespaces["api"];
+    let server = |id: &str| match &planned.services[&id.parse::<ServiceId>().unwrap()].sidecar.xds {
+        Xds::Ads(ads) => ads.server.clone(),
+        Xds::Files => panic!("{id} is driven by files"),
+    };
+    let AdsServer::Tcp(outside) = server("web") else { panic!("a socket") };
+    assert!(outside.ip().is_loopback());
+    assert_eq!(server("api"), AdsServer::Tcp((own.outside(), outside.port()).into()));
+    assert_eq!(own.agent.map(SocketAddr::V4), Some(outside));
+}
+
+#[test]
+fn without_namespaces_a_plan_says_nothing_of_them() {
+    let planned = plan(&config(vec![service("api", Some(8080), "host")]), &facts());
+    let json = serde_json::to_value(&planned).unwrap();
+    assert!(json.get("namespaces").is_none() && json["dns"].get("inside").is_none());
+    assert!(json["allocations"].get("namespaces").is_none());
 }

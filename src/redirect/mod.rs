@@ -30,6 +30,7 @@ pub use explain::{Decision, Flow, Origin, Transport, Verdict, concerned, explain
 pub use foreign::{Foreign, foreign};
 pub use iptables::{Flavour, Iptables};
 pub use nftables::Nftables;
+pub use nftables::border::{Border, Crossings};
 pub use recorded::{Call, Recorded};
 pub use ruleset::{ALWAYS_BYPASSED, DRAIN_MARK, GENERATION_MARK, TABLE};
 pub use watch::{Drift, DriftEvent, OwnCommits};
@@ -37,6 +38,9 @@ pub use watch::{Drift, DriftEvent, OwnCommits};
 use crate::base::{Deadline, Fault};
 use crate::config::value::ServiceId;
 use crate::plan::{Generation, RedirectPolicy};
+
+/// The table of the border between the host and the namespaces of services. Its family is `inet`.
+pub const BORDER: &str = "enmesh_border";
 
 /// The ruleset of `policy` as text, with the sidecars of `live` taking connections. It is what the
 /// driver `nftables` programs, and `nft -f` loads it to the same state. Needs no privilege and no

@@ -126,6 +126,7 @@ mod tests {
             inbound: BTreeMap::new(),
             dns: Some(dns),
             virtual_route: None,
+            host_end: None,
         };
         Desired { policy, live: BTreeSet::new() }
     }

@@ -6,10 +6,9 @@
 
 mod commit;
 
-use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
-use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::sys::socket::SockProtocol;
@@ -44,21 +43,26 @@ pub const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Process numbers of the programs with which this process changed the rules, one entry a commit, of which the
 /// kernel's announcement has not been heard yet.
 #[derive(Debug, Clone, Default)]
-pub struct OwnCommits(Rc<RefCell<VecDeque<u32>>>);
+pub struct OwnCommits(Arc<Mutex<VecDeque<u32>>>);
 
 impl OwnCommits {
     /// The process `pid` made one of them.
     pub(super) fn add(&self, pid: u32) {
-        let mut own = self.0.borrow_mut();
+        let mut own = self.numbers();
         if own.len() == OWN_LIMIT {
             own.pop_front();
         }
         own.push_back(pid);
     }
 
+    fn numbers(&self) -> MutexGuard<'_, VecDeque<u32>> {
+        // Numbers are whole whatever became of the thread that noted them.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Whether the commit from the socket `port` is one of them; each counts once.
     fn take(&self, port: u32) -> bool {
-        let mut own = self.0.borrow_mut();
+        let mut own = self.numbers();
         let place = own.iter().position(|pid| *pid == port);
         place.and_then(|place| own.remove(place)).is_some()
     }

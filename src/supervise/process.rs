@@ -1,18 +1,22 @@
 //! One process: a child of ours, or one that an earlier enmesh left behind. Both are held by a
 //! process descriptor, so that a signal reaches this process or nobody.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::process::Stdio;
+use std::thread;
 use std::time::Duration;
 
+use nix::sched::{CloneFlags, setns};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
 
 use super::error::SuperviseError;
 use crate::base::process::Identity;
-use crate::base::units::UnitSpec;
+use crate::base::units::{Network, UnitSpec};
 
 /// What a killed process has to vanish in.
 const AFTER_KILL: Duration = Duration::from_secs(5);
@@ -46,7 +50,11 @@ impl Process {
             // Also drops root's supplementary groups.
             command.uid(spec.uid);
         }
-        let child = command.spawn().map_err(failed)?;
+        let child = match &spec.network {
+            None => command.spawn(),
+            Some(network) => spawn_in(network, command),
+        };
+        let child = child.map_err(failed)?;
         let pid = child.id().ok_or_else(|| failed(io::Error::other("it has no process number")))?;
         let descriptor = open(pid)?;
         Ok(Process { pid, descriptor, child: Some(child) })
@@ -99,6 +107,26 @@ impl Process {
         }
         Err(SuperviseError::Stuck { instance: format!("process {}", self.pid) })
     }
+}
+
+/// Starts `command` in a network namespace: from a thread that has moved there and then ends, since which one a
+/// child gets is a matter of the thread.
+fn spawn_in(network: &Network, mut command: Command) -> io::Result<Child> {
+    let file = File::open(&network.path)?;
+    let meta = file.metadata()?;
+    if (meta.dev(), meta.ino()) != network.identity {
+        return Err(io::Error::other(format!("{} is another namespace by now", network.path.display())));
+    }
+    let runtime = tokio::runtime::Handle::current();
+    let start = || {
+        let _runtime = runtime.enter();
+        setns(&file, CloneFlags::CLONE_NEWNET)?;
+        command.spawn()
+    };
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, start)?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 #[expect(deprecated, reason = "sound for OwnedFd, whose number never changes; the other form is `unsafe`")]

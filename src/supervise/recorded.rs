@@ -147,6 +147,7 @@ mod tests {
             uid: 1,
             gid: 1,
             revision: "1".to_owned(),
+            network: None,
         };
         units.start(&spec).await.unwrap();
         units.start(&spec).await.unwrap();

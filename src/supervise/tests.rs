@@ -34,6 +34,7 @@ fn program(instance: &str, program: &str, arguments: &[&str]) -> UnitSpec {
         uid: nix::unistd::geteuid().as_raw(),
         gid: nix::unistd::getegid().as_raw(),
         revision: "1".to_owned(),
+        network: None,
     }
 }
 

@@ -25,6 +25,10 @@ pub fn render(spec: &UnitSpec, version: u32) -> String {
         spec.instance
     );
     let _ = writeln!(text, "User={}\nGroup={}", spec.uid, spec.gid);
+    if let Some(network) = &spec.network {
+        // A file that is not there fails the start: it never runs in the host's namespace instead.
+        let _ = writeln!(text, "NetworkNamespacePath={}", network.path.display());
+    }
     if version >= GROWING_PAUSES {
         text.push_str("RestartSteps=6\nRestartMaxDelaySec=10s\n");
     }
@@ -97,6 +101,7 @@ mod tests {
             uid: 995,
             gid: 994,
             revision: "r1".to_owned(),
+            network: None,
         }
     }
 

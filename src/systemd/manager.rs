@@ -73,6 +73,9 @@ pub trait Unit {
     /// `loaded`, `not-found`, …
     #[zbus(property)]
     fn load_state(&self) -> zbus::Result<String>;
+    /// When it last left the state `inactive`, in microseconds since 1970.
+    #[zbus(property)]
+    fn inactive_exit_timestamp(&self) -> zbus::Result<u64>;
     /// Whether the last start's conditions held.
     #[zbus(property)]
     fn condition_result(&self) -> zbus::Result<bool>;

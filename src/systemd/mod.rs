@@ -9,6 +9,7 @@ pub mod escape;
 mod job;
 pub mod manager;
 pub mod notify;
+pub mod placement;
 pub mod resolved;
 pub mod scope;
 mod watch;

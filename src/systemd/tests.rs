@@ -42,6 +42,7 @@ fn spec() -> UnitSpec {
         uid: 995,
         gid: 995,
         revision: "1".to_owned(),
+        network: None,
     }
 }
 

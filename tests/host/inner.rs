@@ -46,6 +46,7 @@ fn sidecar(instance: &str) -> UnitSpec {
         uid,
         gid,
         revision: "1".to_owned(),
+        network: None,
     }
 }
 

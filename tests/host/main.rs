@@ -20,6 +20,7 @@
 //! | `early` | closed from power-on to power-off |
 //! | `package` | a host without Envoy, whose package manager installs it |
 //! | `names` | a name server outside |
+//! | `namespaces` | services in network namespaces for themselves |
 //! | `lab` | the whole product with a real Consul: three machines |
 //! | `manager` | the whole product and systemd: watchdog, reload, scopes by unit, names, journal |
 
@@ -40,6 +41,7 @@ mod life;
 mod machine;
 mod manager;
 mod names;
+mod namespaces;
 mod package;
 mod switch;
 mod takeover;

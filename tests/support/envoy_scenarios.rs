@@ -41,6 +41,7 @@ pub fn service(id: &str) -> ServicePlan {
             program: PathBuf::from("/usr/bin/envoy"),
             outbound_port: Some(15001),
             inbound_port: Some(21000),
+            apart: false,
             ipv6: true,
             folder: PathBuf::from("/run/enmesh").join(id),
             drain: Span::seconds(15),

@@ -109,9 +109,7 @@ impl FromStr for Scope {
             None if text == "host" => Ok(Scope::Host),
             Some(("user", user)) => user.parse().map(Scope::User),
             Some(("unit", unit)) => {
-                let fine = |b: u8| b.is_ascii_alphanumeric() || b":-_.\\@".contains(&b);
-                let stem = unit.strip_suffix(".service");
-                if unit.len() > 255 || stem.is_none_or(str::is_empty) || !unit.bytes().all(fine) {
+                if !is_service_unit(unit) {
                     return wrong("the unit must be a service unit, with its ending");
                 }
                 Ok(Scope::Unit(unit.to_owned()))
@@ -128,4 +126,35 @@ impl FromStr for Scope {
     }
 }
 
+/// Whether `unit` is the name of a service unit (systemd.unit(5)).
+fn is_service_unit(unit: &str) -> bool {
+    let fine = |b: u8| b.is_ascii_alphanumeric() || b":-_.\\@".contains(&b);
+    let stem = unit.strip_suffix(".service");
+    unit.len() <= 255 && stem.is_some_and(|stem| !stem.is_empty()) && unit.bytes().all(fine)
+}
+
+/// A service unit of systemd.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct UnitName(String);
+
+impl fmt::Display for UnitName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for UnitName {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        match is_service_unit(text) {
+            true => Ok(UnitName(text.to_owned())),
+            false => {
+                Err(ValueError(format!("{text:?} is not the name of a service unit, such as app.service")))
+            }
+        }
+    }
+}
+
+textual!(UnitName, "UnitName", { "type": "string", "pattern": "^.+\\.service$" });
 textual!(Scope, "Scope", { "type": "string", "pattern": "^(host|user:.+|unit:.+\\.service|netns:.+)$", "default": "host" });

@@ -23,6 +23,9 @@ use crate::plan::{MeshView, RedirectPolicy, RegisteredPorts};
 use crate::redirect::takeover::{self, Leftover};
 use crate::redirect::{self, Desired, Firewall, Flags, HandError, Names, Request};
 
+/// What stands before the number of a process whose namespace is meant.
+const OF_PROCESS: &str = "pid:";
+
 /// How often it is looked whether the last connection has ended.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -33,7 +36,7 @@ pub struct Hand {
     pub flags: Flags,
     /// Who programs the rules.
     pub driver: Driver,
-    /// A name below `/run/netns`, or a path; the caller's own namespace for `None`.
+    /// A name below `/run/netns`, a path, or `pid:` and a process's number; the caller's own namespace for `None`.
     pub netns: Option<String>,
 }
 
@@ -125,11 +128,21 @@ impl Hand {
         let namespace = match &self.netns {
             // A path is what Consul's flag takes.
             Some(path) if path.contains('/') => Namespace::open(Path::new(path))?,
+            // No name has a colon in it.
+            Some(process) if process.starts_with(OF_PROCESS) => {
+                let pid = process.trim_start_matches(OF_PROCESS);
+                Namespace::open(&Path::new("/proc").join(number(pid)).join("ns/net"))?
+            }
             Some(name) => Namespace::by_name(name)?,
             None => Namespace::own()?,
         };
         namespace.run_async(work)?
     }
+}
+
+/// `pid` if it is a number, and what no process has otherwise.
+fn number(pid: &str) -> &str {
+    if pid.bytes().all(|byte| byte.is_ascii_digit()) && !pid.is_empty() { pid } else { "0" }
 }
 
 /// The ports that the proxy's registration says.

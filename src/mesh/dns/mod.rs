@@ -119,12 +119,26 @@ impl Resolver {
         if !listen.ip().is_loopback() {
             return Err(DnsError::NotLoopback(listen).into());
         }
+        let address = self.listen(listen)?;
+        self.addresses.push(address);
+        Ok(address)
+    }
+
+    /// Listens for a network namespace at the host's end of the cable to it. Nobody redirects queries to
+    /// there for whom a sign of life would count.
+    ///
+    /// # Errors
+    /// As [`Resolver::start`].
+    pub fn for_namespace(&mut self, outside: SocketAddr) -> Result<(), Fault> {
+        Ok(self.listen(outside).map(drop)?)
+    }
+
+    fn listen(&mut self, listen: SocketAddr) -> Result<SocketAddr, DnsError> {
         let (udp, tcp) = bind(listen)?;
         let address = udp.local_addr().map_err(|e| DnsError::new(listen, "UDP", e))?;
         self.tasks.push(spawn_local(serve_datagrams(udp, Rc::clone(&self.answers))));
         self.tasks.push(spawn_local(serve_connections(tcp, Rc::clone(&self.answers))));
         self.answers.forwarder.never_ask(address);
-        self.addresses.push(address);
         Ok(address)
     }
 

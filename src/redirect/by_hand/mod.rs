@@ -239,6 +239,7 @@ impl Request {
             inbound: [(id.clone(), inn)].into(),
             dns: self.dns.clone(),
             virtual_route: Some(VIRTUAL),
+            host_end: None,
         };
         policy.generation = mark(&policy, outbound, inbound);
         Some(Desired { policy, live: [id].into() })
@@ -299,6 +300,7 @@ fn nothing() -> RedirectPolicy {
         inbound: BTreeMap::new(),
         dns: None,
         virtual_route: None,
+        host_end: None,
     }
 }
 

@@ -220,6 +220,7 @@ mod tests {
                 server: crate::plan::DnsServer::Ours,
             }),
             virtual_route: None,
+            host_end: None,
         }
     }
 

@@ -154,6 +154,8 @@ fn find<'a>(selector: Selector, packet: &'a Packet) -> Option<Found<'a>> {
         Selector::DestinationType => Some(Found::Word(if packet.local { "local" } else { "unicast" })),
         // Only rules look at these that choose a zone, that are about our own resolver, or that are there
         // while connections drain.
+        // Of who is outside, the address is not asked.
+        Selector::Ip4Source => None,
         Selector::Mark | Selector::UdpSource | Selector::OutputInterface | Selector::ConnectionStatus => None,
     }
 }

@@ -261,6 +261,8 @@ impl<'a> Compiler<'a> {
                 words.iter().filter_map(|word| word_is(*one, word, not)).collect()
             }
             ([one], Operand::Number(number)) => vec![port_is(*one, (*number, *number))],
+            // Of namespaces, which are nftables' whatever the host's driver is.
+            (_, Operand::Address(_)) => Vec::new(),
             (_, Operand::Mark(mark)) => vec![Match { mark: Some(*mark), ..Match::default() }],
             // The set that packets fill; here a list of xt_recent.
             ([Selector::Family], Operand::Set(_)) => {

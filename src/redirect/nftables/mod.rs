@@ -1,5 +1,6 @@
 //! The driver `nftables`: one `nft` process to set the rules, one to read them.
 
+pub(super) mod border;
 mod command;
 mod diff;
 mod picture;

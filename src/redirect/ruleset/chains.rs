@@ -7,7 +7,7 @@ use super::Part::{
     Accept, Dnat, Goto, Is, IsNot, Jump, NotOpening, Prohibit, Redirect, Remember, Reset, Return, Zone,
 };
 use super::Selector::{
-    AnyDestination, DestinationType, Family, InputInterface, Ip4Destination, Ip6Destination, Mark,
+    AnyDestination, DestinationType, Family, InputInterface, Ip4Destination, Ip4Source, Ip6Destination, Mark,
     OutputInterface, Protocol, SocketUid, TcpDestination, UdpDestination, UdpSource,
 };
 use super::build::Sets;
@@ -66,7 +66,7 @@ pub(super) fn chains(
     }
     add("guard_out", base(false, Hook::Output, GUARD), guard_out(outbound, everyone, sets));
     if !policy.inbound.is_empty() {
-        add("guard_in", base(false, Hook::Input, GUARD), guard_in(all, sets));
+        add("guard_in", base(false, Hook::Input, GUARD), guard_in(policy, all, sets));
     }
     chains
 }
@@ -256,14 +256,23 @@ fn dns_targets(dns: &DnsCapture) -> Vec<SocketAddr> {
     targets
 }
 
+/// Connections of the host to itself.
+fn from_this_host(policy: &RedirectPolicy) -> Vec<Rule> {
+    const OWN: &str = "from this host";
+    let mut rules = vec![Rule::new(OWN, [Is(&[InputInterface], Word("lo")), Accept])];
+    let end = policy.host_end.map(super::Operand::Address);
+    rules.extend(end.map(|end| Rule::new(OWN, [Is(&[Ip4Source], end), Accept])));
+    rules
+}
+
 fn inbound(policy: &RedirectPolicy, all: Option<&InboundCapture>, sets: &Sets) -> Vec<Rule> {
-    let mut rules = vec![
-        Rule::new("from this host", [Is(&[InputInterface], Word("lo")), Accept]),
+    let mut rules = from_this_host(policy);
+    rules.extend([
         Rule::new("only TCP is captured", [IsNot(&[Protocol], Word("tcp")), Accept]),
         Rule::new("connections that run already", [NotOpening, Accept]),
         Rule::new("forwarded", [IsNot(&[DestinationType], Word("local")), Accept]),
         Rule::new("straight to a sidecar", [Is(&[TcpDestination], Set("sidecar_ports")), Accept]),
-    ];
+    ]);
     let ipv6 = || Is(&[Family], Word("ipv6"));
     let tcp = || Is(&[Protocol], Word("tcp"));
     inbound_bypass(&mut rules, sets);
@@ -368,13 +377,13 @@ fn guard_everyone(rules: &mut Vec<Rule>, capture: &OutboundCapture, sets: &Sets)
     }
 }
 
-fn guard_in(all: Option<&InboundCapture>, sets: &Sets) -> Vec<Rule> {
-    let mut rules = vec![
-        Rule::new("from this host", [Is(&[InputInterface], Word("lo")), Accept]),
+fn guard_in(policy: &RedirectPolicy, all: Option<&InboundCapture>, sets: &Sets) -> Vec<Rule> {
+    let mut rules = from_this_host(policy);
+    rules.extend([
         Rule::new("only TCP is captured", [IsNot(&[Protocol], Word("tcp")), Accept]),
         Rule::new("connections that run already", [NotOpening, Accept]),
         Rule::new("to a sidecar", [Is(&[TcpDestination], Set("sidecar_ports")), Accept]),
-    ];
+    ]);
     inbound_bypass(&mut rules, sets);
     let ipv6 = || Is(&[Family], Word("ipv6"));
     let parts = [ipv6(), Is(&[TcpDestination], Set("in_refuse6")), Goto("refuse")];

@@ -355,6 +355,7 @@ fn comparison(left: &[Selector], right: &Operand, op: Operator) -> Statement<'st
         )),
         Operand::Number(one) => number(*one),
         Operand::Mark(mark) => Expression::Number(*mark),
+        Operand::Address(address) => text(address),
     };
     Statement::Match(Match { left, right, op })
 }
@@ -366,6 +367,7 @@ fn selector(selector: Selector) -> Expression<'static> {
         Selector::UdpDestination => payload("udp", "dport"),
         Selector::UdpSource => payload("udp", "sport"),
         Selector::AnyDestination => payload("th", "dport"),
+        Selector::Ip4Source => payload("ip", "saddr"),
         Selector::Ip4Destination => payload("ip", "daddr"),
         Selector::Ip6Destination => payload("ip6", "daddr"),
         Selector::InputInterface => meta(MetaKey::Iifname),

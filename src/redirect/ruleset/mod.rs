@@ -59,7 +59,7 @@ pub(super) mod tests;
 pub(super) mod text;
 pub(super) mod trial;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::IpNet;
 
@@ -236,6 +236,7 @@ pub(super) enum Selector {
     UdpSource,
     /// The destination port of whatever carries ports.
     AnyDestination,
+    Ip4Source,
     Ip4Destination,
     Ip6Destination,
     InputInterface,
@@ -258,6 +259,7 @@ pub(super) enum Operand {
     Words(&'static [&'static str]),
     Number(u16),
     Mark(u32),
+    Address(Ipv4Addr),
 }
 
 /// The comment that carries `generation`. The hash is hexadecimal; anything else in it is dropped

@@ -87,7 +87,9 @@ fn matches(rules: &Ruleset, left: &[Selector], right: &Operand, syn: Syn) -> boo
         Operand::Set(name) => look_up(rules, name, &values).is_some(),
         Operand::Word(word) => values == [Value::Interface((*word).to_owned())],
         Operand::Number(number) => values == [Value::Ports(*number, *number)],
-        Operand::Words(_) | Operand::Mark(_) => panic!("no DNS in these policies"),
+        Operand::Words(_) | Operand::Mark(_) | Operand::Address(_) => {
+            panic!("no DNS and no namespaces in these policies")
+        }
     }
 }
 
@@ -192,6 +194,7 @@ pub(in crate::redirect) fn empty() -> RedirectPolicy {
         inbound: BTreeMap::new(),
         dns: None,
         virtual_route: None,
+        host_end: None,
     }
 }
 

@@ -160,6 +160,7 @@ impl Display for Selector {
             Selector::UdpDestination => "udp dport",
             Selector::UdpSource => "udp sport",
             Selector::AnyDestination => "th dport",
+            Selector::Ip4Source => "ip saddr",
             Selector::Ip4Destination => "ip daddr",
             Selector::Ip6Destination => "ip6 daddr",
             Selector::InputInterface => "iifname",
@@ -183,6 +184,7 @@ impl Display for Operand {
             Operand::Words(words) => write!(f, "{{ {} }}", words.join(", ")),
             Operand::Number(number) => number.fmt(f),
             Operand::Mark(mark) => write!(f, "{mark:#x}"),
+            Operand::Address(address) => address.fmt(f),
         }
     }
 }

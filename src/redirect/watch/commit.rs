@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::{DriftEvent, LINES, OwnCommits};
 use crate::base::netlink::{Message, attributes};
-use crate::redirect::TABLE;
 use crate::redirect::iptables::{PREFIX, is_table, jumps_from};
+use crate::redirect::{BORDER, TABLE};
 
 /// How many kinds of changes one event tells apart; the rest is not told.
 const CHANGES_LIMIT: usize = 32;
@@ -31,6 +31,8 @@ const NEW_GENERATION: u16 = 15;
 pub(in crate::redirect) enum Scope {
     /// All in `inet enmesh`.
     OwnTable,
+    /// All in `inet enmesh_border`.
+    Border,
     /// Those of the chains `ENMESH_*` of iptables-nft, and of the kernel's chains that lead to them: our jump has a
     /// place there, and whoever adds a rule may take it.
     OwnChains,
@@ -40,6 +42,7 @@ impl Scope {
     fn includes(self, family: u8, kind: Kind, added: bool, table: &str, name: &str) -> bool {
         match self {
             Scope::OwnTable => family == INET && table == TABLE,
+            Scope::Border => family == INET && table == BORDER,
             Scope::OwnChains => {
                 let place = matches!(family, IPV4 | IPV6) && is_table(table);
                 let what = match kind {
@@ -162,7 +165,7 @@ impl Commit {
             let many = if *count == 1 { "" } else { "s" };
             // In our own table that needs no saying.
             let place = match self.scope {
-                Scope::OwnTable => String::new(),
+                Scope::OwnTable | Scope::Border => String::new(),
                 Scope::OwnChains => format!(" in table {table}"),
             };
             match kind {
@@ -295,7 +298,7 @@ mod tests {
             messages in proptest::collection::vec((0_u16..40, proptest::collection::vec(any::<u8>(), 0..80)), 0..20),
         ) {
             let messages: Vec<_> = messages.into_iter().map(|(kind, body)| (kind, 0, body)).collect();
-            for scope in [Scope::OwnTable, Scope::OwnChains] {
+            for scope in [Scope::OwnTable, Scope::Border, Scope::OwnChains] {
                 for event in told(scope, &messages, &OwnCommits::default()) {
                     prop_assert!(event.what.len() <= LINES);
                 }

@@ -131,6 +131,7 @@ pub fn policy(chance: &mut StdRng) -> (RedirectPolicy, BTreeSet<ServiceId>) {
         inbound: BTreeMap::new(),
         dns: None,
         virtual_route: None,
+        host_end: None,
     };
     for _ in 0..chance.random_range(0..8) {
         let address = FAR.choose(chance).unwrap().parse().unwrap();

@@ -228,7 +228,10 @@ fn another_namespace_by_name_and_by_path() {
         assert!(list().is_empty(), "a refused job leaves nothing");
         up(&["link", "set", "lo", "up"]).unwrap().unwrap();
         let untouched = outside.rules();
-        for netns in [name.clone(), format!("/run/netns/{name}")] {
+        #[expect(clippy::disallowed_methods, reason = "somebody has to be in there")]
+        let stay = || std::process::Command::new("/bin/sleep").arg("60").spawn().unwrap();
+        let mut process = namespace.run(stay).unwrap();
+        for netns in [name.clone(), format!("/run/netns/{name}"), format!("pid:{}", process.id())] {
             fine(
                 &outside,
                 &format!("redirect-traffic -proxy-uid=5995 -proxy-inbound-port=20000 -netns={netns}"),
@@ -239,11 +242,13 @@ fn another_namespace_by_name_and_by_path() {
             fine(&outside, &format!("redirect-traffic -remove -netns={netns}"));
             assert!(list().is_empty());
         }
-        let (status, _, err) = enmesh(
-            &outside,
-            &["redirect-traffic", "-proxy-uid=1", "-proxy-inbound-port=2", "-netns", "no-such"],
-        );
-        assert!(status == 1 && err.contains("ENM-N003"), "{status} {err}");
+        process.kill().unwrap();
+        process.wait().unwrap();
+        for nobody in ["no-such", "pid:", "pid:1x", "pid:4294967295"] {
+            let line = ["redirect-traffic", "-proxy-uid=1", "-proxy-inbound-port=2", "-netns", nobody];
+            let (status, _, err) = enmesh(&outside, &line);
+            assert!(status == 1 && err.contains("ENM-N003"), "{nobody}: {status} {err}");
+        }
     }));
     Namespace::delete(&name).unwrap();
     result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));

@@ -33,6 +33,7 @@ pub fn bare() -> RedirectPolicy {
         inbound: BTreeMap::new(),
         dns: None,
         virtual_route: Some("240.0.0.0/4".parse().unwrap()),
+        host_end: None,
     }
 }
 

@@ -1,0 +1,17 @@
+//! Services in network namespaces for themselves: real kernel, real daemons, real Envoys.
+//! `cargo test --features netns-tests --test netns_namespaces`; needs root, `nft` and Envoy.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "a test fails by panicking, also in its helpers"
+)]
+
+mod agent;
+mod bed;
+mod calls;
+#[path = "../../support/host_bed.rs"]
+mod host_bed;
+mod keep;
