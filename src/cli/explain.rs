@@ -18,7 +18,7 @@ use crate::redirect::{Decision, Flow, Origin, Transport, Verdict};
 /// Say what happens to a connection
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Answers from the plan: needs no privilege, touches nothing, and works for another tree.\n\nExamples:\n  enmesh explain --uid 1000 240.0.0.5:443\n  enmesh explain --user www-data api.virtual.consul:80\n  enmesh explain --pid 4711 '[fd00::1]:80'\n  enmesh explain --from 10.9.0.1 :8080       somebody calls this host"
+    after_help = "Answers from the plan: needs no privilege, touches nothing, and works for another tree.\n\nExamples:\n  enmesh explain --uid 1000 240.0.0.5:443\n  enmesh explain --user www-data api.virtual.consul:80\n  enmesh explain --unit shop.service 10.0.0.7:5432\n  enmesh explain --pid 4711 '[fd00::1]:80'\n  enmesh explain --from 10.9.0.1 :8080       somebody calls this host"
 )]
 pub struct Explain {
     /// Where to: ADDRESS:PORT, NAME:PORT with a name of the mesh, or :PORT of this host with --from
@@ -27,7 +27,7 @@ pub struct Explain {
     #[command(flatten)]
     who: Who,
     /// The interface that it comes in by, with --from
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["uid", "user", "pid"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["uid", "user", "unit", "pid"])]
     interface: Option<String>,
     /// UDP instead of TCP
     #[arg(long)]
@@ -44,6 +44,9 @@ struct Who {
     /// A process of this user
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
+    /// A process of this unit: of its main process, or else of the user that it will run as
+    #[arg(long, value_name = "NAME")]
+    unit: Option<String>,
     /// This process
     #[arg(long, value_name = "PID")]
     pid: Option<u32>,
@@ -56,7 +59,7 @@ impl Explain {
     pub async fn run(self, global: &Global) -> Result<Answer, Fault> {
         let root = global.root();
         let intent = converge::look(&root).await?;
-        let flow = self.flow(&root, &intent.plan)?;
+        let flow = self.flow(&root, &intent.plan).await?;
         let own = match root.is_host() {
             true => netns::addresses().await?.into_iter().map(|found| found.address).collect(),
             false => BTreeSet::new(),
@@ -66,7 +69,7 @@ impl Explain {
         Ok(answer.with_faults(intent.faults(), intent.warnings()))
     }
 
-    fn flow(&self, root: &Root, plan: &Plan) -> Result<Flow, Fault> {
+    async fn flow(&self, root: &Root, plan: &Plan) -> Result<Flow, Fault> {
         let transport = if self.udp { Transport::Udp } else { Transport::Tcp };
         let to = self.destination(plan)?;
         let wrong = |what: String, instead| Fault::from(ConvergeError::NoFlow { what, instead });
@@ -75,6 +78,7 @@ impl Explain {
             Who { user: Some(name), .. } => Origin::User(facts::user(root, name).ok_or_else(|| {
                 wrong(format!("/etc/passwd has no user `{name}`"), "say the number with --uid")
             })?),
+            Who { unit: Some(unit), .. } => Origin::User(facts::user_of_unit(root, unit).await?),
             Who { pid: Some(pid), .. } => Origin::User(process::socket_user_of(*pid).ok_or_else(|| {
                 wrong(format!("there is no process {pid}"), "say the user with --user or --uid")
             })?),
