@@ -2,13 +2,16 @@
 //! that tells where. Sockets stay in the namespace in which they were made, so one thread can watch all.
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use enmesh::redirect::{Flow, Origin, Transport};
+use enmesh::config::value::ServiceId;
+use enmesh::plan::RedirectPolicy;
+use enmesh::redirect::{Desired, Firewall, Flavour, Flow, Iptables, Origin, Transport};
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, SockaddrLike, bind, connect, getsockopt,
@@ -145,6 +148,19 @@ impl Range {
     pub fn load(&self, rules: &str) {
         self.host.tool("nft", "-f -", rules);
         self.host.beat();
+    }
+
+    /// The same through the driver iptables.
+    pub fn apply(&self, flavour: Flavour, policy: &RedirectPolicy, live: &BTreeSet<ServiceId>) {
+        let desired = Desired { policy: policy.clone(), live: live.clone() };
+        let applied = self.host.run(move || Iptables::of(flavour)?.apply(&desired));
+        applied.unwrap_or_else(|fault| panic!("{fault}: {}", fault.hint));
+        self.host.beat();
+    }
+
+    /// The rules of the host.
+    pub fn rules(&self) -> String {
+        self.host.rules()
     }
 
     /// Starts all flows at once and tells where each ended.
