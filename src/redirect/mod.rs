@@ -18,6 +18,7 @@ mod nftables;
 mod recorded;
 mod ruleset;
 pub mod takeover;
+pub mod trace;
 mod watch;
 
 use std::collections::BTreeSet;

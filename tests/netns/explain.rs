@@ -1,5 +1,5 @@
 //! What `explain` says against what the kernel does: made-up policies are loaded into a namespace, and
-//! thousands of real connections and datagrams show where they end. Needs root: `cargo test --features
+//! thousands of real connections and datagrams show where they end; and what `explain --live` sees. Needs root: `cargo test --features
 //! netns-tests --test netns_explain`.
 //!
 //! `ENMESH_SEED` repeats a run, or makes another one.
@@ -8,9 +8,13 @@
 
 #[path = "explain/chance.rs"]
 mod chance;
+#[path = "../support/host_bed.rs"]
+mod host_bed;
 #[path = "redirect/lab.rs"]
 #[allow(dead_code, reason = "only its namespaces are of use here")]
 mod lab;
+#[path = "explain/live.rs"]
+mod live;
 #[path = "explain/range.rs"]
 mod range;
 

@@ -33,6 +33,7 @@ use compile::{Table, compile};
 use diff::Wordings;
 pub(super) use line::Family;
 use shape::Shapes;
+pub(super) use shape::comments;
 pub use tool::Flavour;
 pub(super) use tool::Tool;
 

@@ -104,6 +104,17 @@ pub(super) fn comment(words: &[String]) -> Option<&str> {
     words.get(flag + 1).map(String::as_str)
 }
 
+/// The comments of all rules of our chains in `table`, in order, out of what `iptables-save` prints.
+pub(in crate::redirect) fn comments(text: &str, table: &str) -> BTreeMap<String, Vec<Option<String>>> {
+    let shapes = saved(text);
+    let shape = shapes.iter().find(|(one, _)| one.word() == table).map(|(_, shape)| shape);
+    let of_chain = |(name, rules): (&String, &Vec<Vec<String>>)| {
+        let comments = rules.iter().map(|words| comment(words).map(str::to_owned)).collect();
+        (name.clone(), comments)
+    };
+    shape.into_iter().flat_map(|shape| &shape.chains).map(of_chain).collect()
+}
+
 /// The generation that all tables carry; nothing when they do not carry the same.
 pub(super) fn generation(all: &[Shapes]) -> Option<Generation> {
     let of_table = |shape: &Shape| {
