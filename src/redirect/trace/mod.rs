@@ -57,6 +57,9 @@ pub struct Seen {
     pub others: Vec<String>,
     /// Whether the kernel tells of the rules of ours.
     pub rules_told: bool,
+    /// Whether it came to a NAT chain with rules of ours. While no rule of its family translates anything, the kernel asks none.
+    #[serde(skip)]
+    asked_nat: bool,
 }
 
 /// A rule of ours that the packet met.
@@ -86,7 +89,8 @@ impl Seen {
             Refused => refused || (self.arrived.is_none() && !self.rules_told && self.others.is_empty()),
         };
         let comment = self.rule.as_ref().map(|rule| rule.comment.as_str());
-        ends_so && (!self.rules_told || comment == decision.rule.as_deref())
+        let left_alone = decision.verdict == Direct && !self.asked_nat;
+        ends_so && (!self.rules_told || left_alone || comment == decision.rule.as_deref())
     }
 }
 
@@ -181,7 +185,15 @@ fn read(own: &str, packet: Packet, events: &[Event]) -> Result<Seen, Fault> {
     // As the plan's answer has it: what refuses decides, and else what comes first.
     let refusal = stops.iter().position(|stop: &SeenRule| stop.refuses).unwrap_or(0);
     let rule = (!stops.is_empty()).then(|| stops.swap_remove(refusal));
-    Ok(Seen { from: packet.from, to: packet.to, arrived, rule, others, rules_told: names.told })
+    Ok(Seen {
+        from: packet.from,
+        to: packet.to,
+        arrived,
+        rule,
+        others,
+        rules_told: names.told,
+        asked_nat: names::asked_nat(events),
+    })
 }
 
 /// Sends what opens `flow` as its user, and nothing more: a connection is given up as soon as it was begun, a datagram is

@@ -99,6 +99,14 @@ fn matched(listed: &[Numbered], saved: &BTreeMap<String, Vec<Option<String>>>) -
     found
 }
 
+/// Whether a NAT chain that has rules of ours was asked.
+pub(super) fn asked_nat(events: &[Event]) -> bool {
+    events.iter().any(|event| match event.family.as_str() {
+        "inet" => event.table == TABLE && matches!(event.chain.as_str(), "out" | "in"),
+        _ => event.table == "nat" && event.chain.starts_with(iptables::PREFIX),
+    })
+}
+
 /// The rule of ours that ends a packet's way through one base chain.
 pub(super) fn stop(in_chain: &[Event], names: &Names) -> Option<SeenRule> {
     // These only choose a zone.
@@ -111,7 +119,7 @@ pub(super) fn stop(in_chain: &[Event], names: &Names) -> Option<SeenRule> {
     })?;
     let refuses = last.verdict == Verdict::Drop;
     // How it is refused is no news; why is what the rule says that leads there.
-    let led = ours().filter(|event| event.verdict == Verdict::Goto(last.chain.clone())).last();
+    let led = ours().rfind(|event| event.verdict == Verdict::Goto(last.chain.clone()));
     let named = led.filter(|_| refuses).unwrap_or(last);
     let comment = names.comment(named)?.clone();
     let place = format!("chain {} of table {} {}", named.chain, named.family, named.table);
