@@ -171,7 +171,10 @@ impl Range {
                 host.run(move || {
                     let begun = || match sent.origin {
                         Origin::User(_) => trace::send(&sent),
-                        Origin::Outside(_) => Ok(begun.send(()).unwrap()),
+                        Origin::Outside(_) => {
+                            begun.send(()).unwrap();
+                            Ok(())
+                        }
                     };
                     let seen = async { trace::watch(&watch, PATIENCE, begun, pending()).await };
                     enmesh::netns::block_on(seen).unwrap().unwrap()
