@@ -11,6 +11,7 @@ mod explain;
 mod migrate;
 mod output;
 mod plan;
+mod probe;
 mod redirect_traffic;
 mod render;
 mod report;
@@ -87,6 +88,8 @@ enum Verb {
     RedirectTraffic(Box<redirect_traffic::RedirectTraffic>),
     /// Take over from the scripts and redirectors that have set the rules so far
     Migrate(migrate::Migrate),
+    /// Find out what this kernel and its tools can do, and what is lost without the rest
+    Probe(probe::Probe),
     /// Validate configuration, offline
     Check(check::Check),
     /// Wait until a service's sidecar is live, as in ExecStartPre=
@@ -139,6 +142,7 @@ fn dispatch(cli: Cli) -> Result<Answer, Fault> {
         Verb::Status(verb) => local(verb.run(&global)),
         Verb::RedirectTraffic(verb) => local(verb.run(&global)),
         Verb::Migrate(verb) => local(verb.run(&global)),
+        Verb::Probe(verb) => local(verb.run(&global)),
         Verb::Check(verb) => verb.run(&global),
         Verb::Wait(verb) => local(verb.run(&global)),
         Verb::Report(verb) => local(verb.run(&global)),

@@ -10,6 +10,7 @@
 //! [`render_iptables`] show the rules without touching anything, [`foreign()`] finds the redirectors of others.
 
 mod by_hand;
+mod capabilities;
 mod error;
 mod explain;
 mod foreign;
@@ -26,6 +27,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 pub use by_hand::{Flags, HandError, Names, Request, in_force, is_by_hand, ports_of};
+pub use capabilities::{Capabilities, Capability, CapabilityError, Found, capabilities};
 pub use error::RedirectError;
 pub use explain::{Decision, Flow, Origin, Transport, Verdict, concerned, explain};
 pub use foreign::{Foreign, foreign};
