@@ -84,7 +84,7 @@ impl Explain {
         if self.live {
             let seen = self.watch(&explanation.flow).await?;
             let (agrees, fault) = match &seen {
-                Some(seen) => explain::compare(&explanation, seen),
+                Some(seen) => explain::compare(&intent.plan, &explanation, seen),
                 None => (Agrees::Not, Some(TraceError::Nothing { waited: self.wait.0 }.into())),
             };
             if seen.as_ref().is_some_and(|seen| !seen.rules_told) {

@@ -68,21 +68,26 @@ pub enum Agrees {
     Not,
 }
 
-/// Holds what the kernel did against `explanation`.
+/// Holds what the kernel did against `explanation`. Where the plan has rules, none in the kernel is a difference, whatever became
+/// of the packet.
 ///
 /// # Errors
 /// `ENM-D070` they differ; it names both.
-pub fn compare(explanation: &Explanation, seen: &Seen) -> (Agrees, Option<Fault>) {
+pub fn compare(plan: &Plan, explanation: &Explanation, seen: &Seen) -> (Agrees, Option<Fault>) {
     let Explanation { flow, decision, while_not_live, .. } = explanation;
-    if seen.is(flow, decision) {
+    let rules = seen.rules_there || plan.redirect.is_empty();
+    if rules && seen.is(flow, decision) {
         return (Agrees::Live, None);
     }
-    if while_not_live.as_ref().is_some_and(|other| seen.is(flow, other)) {
+    if rules && while_not_live.as_ref().is_some_and(|other| seen.is(flow, other)) {
         return (Agrees::NotLive, None);
     }
     let rule = |rule: Option<&str>| rule.map_or("no rule".to_owned(), |rule| format!("rule \"{rule}\""));
     let end = seen.arrived.map_or("refused or dropped".to_owned(), |at| format!("on to {at}"));
-    let kernel = format!("{end} by {}", rule(seen.rule.as_ref().map(|rule| rule.comment.as_str())));
+    let kernel = match rules {
+        true => format!("{end} by {}", rule(seen.rule.as_ref().map(|rule| rule.comment.as_str()))),
+        false => format!("{end}, and no rules of enmesh are there"),
+    };
     let plan = format!("{} by {}", decision.verdict, rule(decision.rule.as_deref()));
     (Agrees::Not, Some(ConvergeError::Differs { kernel, plan }.into()))
 }

@@ -57,6 +57,8 @@ pub struct Seen {
     pub others: Vec<String>,
     /// Whether the kernel tells of the rules of ours.
     pub rules_told: bool,
+    /// Whether there are any rules of ours.
+    pub rules_there: bool,
     /// Whether it came to a NAT chain with rules of ours. While no rule of its family translates anything, the kernel asks none.
     #[serde(skip)]
     asked_nat: bool,
@@ -192,6 +194,7 @@ fn read(own: &str, packet: Packet, events: &[Event]) -> Result<Seen, Fault> {
         rule,
         others,
         rules_told: names.told,
+        rules_there: names.there,
         asked_nat: names::asked_nat(events),
     })
 }

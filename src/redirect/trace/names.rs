@@ -16,6 +16,8 @@ pub(super) struct Names {
     comments: BTreeMap<(String, String, String, u64), String>,
     /// Whether our rules are where the kernel tells of them.
     pub told: bool,
+    /// Whether there are any.
+    pub there: bool,
 }
 
 /// The rules of ours in the tables that `events` are about.
@@ -39,13 +41,18 @@ pub(super) fn of(events: &[Event]) -> Result<Names, Fault> {
         }
     }
     if names.comments.is_empty() {
-        names.told = !legacy_has_ours()?;
+        names.told = !has_ours(Tool::of(Flavour::Legacy))?;
     }
+    // A packet may pass by all of ours.
+    names.there = !names.comments.is_empty()
+        || !names.told
+        || nft(&["-j", "list", "table", "inet", TABLE], b"").is_ok()
+        || has_ours(Tool::of(Flavour::Nft))?;
     Ok(names)
 }
 
-fn legacy_has_ours() -> Result<bool, RedirectError> {
-    let Some(tool) = Tool::of(Flavour::Legacy) else { return Ok(false) };
+fn has_ours(tool: Option<Tool>) -> Result<bool, RedirectError> {
+    let Some(tool) = tool else { return Ok(false) };
     for family in Family::BOTH {
         if tool.save(family)?.contains(iptables::PREFIX) {
             return Ok(true);

@@ -4,14 +4,14 @@
 use std::os::unix::process::CommandExt;
 use std::process::Stdio;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use enmesh::redirect::{Flavour, Flow, Verdict, explain, render_text};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use serde_json::Value;
 
-use crate::host_bed::{API, API_FILE, API_USER, Bed, LIMIT, until};
+use crate::host_bed::{API, API_FILE, API_USER, Bed, HOST_FILE, LIMIT, until};
 use crate::range::Range;
 use crate::{chance, own};
 
@@ -82,7 +82,12 @@ fn it_tells_what_iptables_legacy_does() {
 
 /// A host whose sidecars are live, with ways to go for both families.
 fn bed() -> Bed {
+    bed_with("nftables")
+}
+
+fn bed_with(driver: &str) -> Bed {
     let mut bed = Bed::new();
+    bed.write(HOST_FILE, format!("driver = \"{driver}\"\n{}", bed.host_file("")));
     let route = |family: &str, net: &str| {
         let arguments = [family, "route", "add", net, "dev", "lo"];
         let run =
@@ -177,6 +182,27 @@ fn what_differs_is_said_with_both() {
     assert_eq!(said.code, Some(1), "{said:?}");
     assert!(said.out.contains("of chain out of table inet wall drops it"), "{said:?}");
     assert!(said.err.contains("ENM-D070"), "{said:?}");
+}
+
+/// Row 79 of docs/traffic.md.
+#[test]
+fn a_host_that_has_lost_its_rules_is_told_from_one_that_has_them() {
+    for driver in ["nftables", "iptables"] {
+        let mut bed = bed_with(driver);
+        let arguments = ["explain", "--live", "--send", "--user", "api-app", "10.99.1.1:443"];
+        let said = bed.run(&arguments);
+        assert_eq!(said.code, Some(0), "{driver}: {said:?}");
+        bed.kill_daemon();
+        bed.nft(&["flush", "ruleset"], "").unwrap();
+        let started = Instant::now();
+        let said = bed.run(&arguments);
+        assert_eq!(said.code, Some(1), "{driver}: {said:?}");
+        assert!(
+            said.err.contains("ENM-D070") && said.err.contains("no rules of enmesh"),
+            "{driver}: {said:?}"
+        );
+        assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    }
 }
 
 /// Killed, it leaves a table that traces nothing once its time is over, and the next one removes it.
