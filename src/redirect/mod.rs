@@ -14,6 +14,8 @@ mod capabilities;
 mod error;
 mod explain;
 mod foreign;
+#[cfg(test)]
+mod hostile;
 mod iptables;
 mod nftables;
 mod recorded;

@@ -60,7 +60,7 @@ pub(super) fn saved(text: &str) -> Shapes {
         }
         let Some(table) = table else { continue };
         if let Some(chain) = line.strip_prefix(':').and_then(|rest| rest.split(' ').next()) {
-            if chain.starts_with(PREFIX) {
+            if chain.starts_with(PREFIX) && is_name(chain) {
                 shapes.entry(table).or_default().chains.entry(chain.to_owned()).or_default();
             }
         } else if let Some(rule) = line.strip_prefix("-A ") {
@@ -69,6 +69,9 @@ pub(super) fn saved(text: &str) -> Shapes {
                 continue;
             }
             let chain = words.remove(0);
+            if !is_name(&chain) {
+                continue;
+            }
             if chain.starts_with(PREFIX) {
                 shapes.entry(table).or_default().chains.entry(chain).or_default().push(words);
                 continue;
@@ -90,6 +93,11 @@ pub(super) fn saved(text: &str) -> Shapes {
         jump.in_place = place == if table.jumps_first() { 1 } else { all };
     }
     shapes
+}
+
+/// Whether a chain can have this name: what is read here is written again, as a word that is not quoted.
+fn is_name(chain: &str) -> bool {
+    !chain.is_empty() && chain.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"'\\".contains(&byte))
 }
 
 /// The chain or extension that a rule leads to.

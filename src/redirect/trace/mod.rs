@@ -7,6 +7,15 @@ mod event;
 mod names;
 mod table;
 
+/// For tests of the whole room.
+#[cfg(test)]
+pub(super) mod hostile {
+    pub fn read(printed: &[u8]) {
+        super::names::hostile(printed);
+        super::table::hostile(printed);
+    }
+}
+
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;

@@ -144,6 +144,11 @@ pub(super) fn dropped(in_chain: &[Event]) -> Option<String> {
 }
 
 #[cfg(test)]
+pub(super) fn hostile(printed: &[u8]) {
+    drop(matched(&numbered(printed), &BTreeMap::new()));
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

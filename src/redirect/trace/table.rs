@@ -160,6 +160,11 @@ fn rule(watch: &Watch) -> Vec<Json> {
 }
 
 #[cfg(test)]
+pub(super) fn hostile(printed: &[u8]) {
+    drop(left_behind(printed, &|_| false));
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
