@@ -87,6 +87,14 @@ fn verdict_rule_and_way() {
     }
 }
 
+/// By the process, whoever it belongs to: here it is this test itself.
+#[test]
+fn a_process_is_known_by_the_user_of_its_sockets() {
+    let answer = Tree::new().json(&["--pid", &std::process::id().to_string(), "db:5432"]);
+    let me = nix::unistd::geteuid().as_raw();
+    assert_eq!(answer["flow"]["origin"], serde_json::json!({ "user": me }), "{answer:#}");
+}
+
 #[test]
 fn it_says_where_envoy_leads() {
     let tree = Tree::new();
@@ -129,9 +137,12 @@ fn text_for_people() {
 #[test]
 fn what_is_no_flow_is_said() {
     let tree = Tree::new();
-    let rows: [(&[&str], &str); 9] = [
+    let rows: [(&[&str], &str); 12] = [
         (&["--user", "ghost", "db:1"], "ENM-D016"),
         (&["--pid", "4194305", "db:1"], "ENM-D016"),
+        (&["--unit", "api", "db:1"], "running host only"),
+        (&["--unit", "api.service;x", "db:1"], "no name of a service unit"),
+        (&["--unit", "api.socket", "db:1"], "no name of a service unit"),
         (&["--uid", "1", "db"], "ENM-D016"),
         (&["--uid", "1", "elsewhere:1"], "ENM-D016"),
         (&["--uid", "1", "::1:80"], "ENM-D016"),

@@ -5,12 +5,14 @@ mod ca;
 mod check;
 mod confirm;
 mod demo;
+mod doctor;
 mod down;
 mod early;
 mod explain;
 mod migrate;
 mod output;
 mod plan;
+mod probe;
 mod redirect_traffic;
 mod render;
 mod report;
@@ -36,7 +38,7 @@ use output::Answer;
     version,
     max_term_width = 100,
     propagate_version = true,
-    after_help = "Examples:\n  enmesh check                 is the configuration right?\n  enmesh plan                  what would change on this host?\n  enmesh apply                 make it so, once\n  enmesh status                how are the sidecars?\n\nExit status: 0 done, 1 failed, 2 `plan --exit-code` found changes, 64 usage, 65 bad configuration,\n69 something needed is not there, 77 missing privilege."
+    after_help = "Examples:\n  enmesh check                 is the configuration right?\n  enmesh plan                  what would change on this host?\n  enmesh apply                 make it so, once\n  enmesh status                how are the sidecars?\n  enmesh doctor                what is wrong, and what to do?\n\nExit status: 0 done, 1 failed, 2 `plan --exit-code` found changes or `doctor` something wrong, 64 usage, 65 bad configuration,\n69 something needed is not there, 77 missing privilege."
 )]
 struct Cli {
     #[command(flatten)]
@@ -87,6 +89,10 @@ enum Verb {
     RedirectTraffic(Box<redirect_traffic::RedirectTraffic>),
     /// Take over from the scripts and redirectors that have set the rules so far
     Migrate(migrate::Migrate),
+    /// Say what is wrong with this host, and what to do about it
+    Doctor(doctor::Doctor),
+    /// Find out what this kernel and its tools can do, and what is lost without the rest
+    Probe(probe::Probe),
     /// Validate configuration, offline
     Check(check::Check),
     /// Wait until a service's sidecar is live, as in ExecStartPre=
@@ -139,6 +145,8 @@ fn dispatch(cli: Cli) -> Result<Answer, Fault> {
         Verb::Status(verb) => local(verb.run(&global)),
         Verb::RedirectTraffic(verb) => local(verb.run(&global)),
         Verb::Migrate(verb) => local(verb.run(&global)),
+        Verb::Doctor(verb) => local(verb.run(&global)),
+        Verb::Probe(verb) => local(verb.run(&global)),
         Verb::Check(verb) => verb.run(&global),
         Verb::Wait(verb) => local(verb.run(&global)),
         Verb::Report(verb) => local(verb.run(&global)),

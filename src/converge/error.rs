@@ -137,6 +137,14 @@ pub enum ConvergeError {
         /// What to say instead.
         instead: &'static str,
     },
+    /// The kernel does something else than the plan says.
+    #[error("the kernel does otherwise than the plan says: {kernel}; the plan: {plan}")]
+    Differs {
+        /// What was seen.
+        kernel: String,
+        /// What should have been seen.
+        plan: String,
+    },
     /// More sidecars than the kernel lets watch their files (a warning).
     #[error("{sidecars} sidecars need {needed} inotify instances, and the kernel gives their user {limit}")]
     Watches {
@@ -170,6 +178,7 @@ impl Explain for ConvergeError {
             ConvergeError::Watches { .. } => "ENM-D015",
             ConvergeError::NoFlow { .. } => "ENM-D016",
             ConvergeError::NoReports { .. } => "ENM-D035",
+            ConvergeError::Differs { .. } => "ENM-D070",
         }
     }
 
@@ -215,6 +224,11 @@ impl Explain for ConvergeError {
                 "run it as root, or give the container these capabilities; `enmesh check`, `render` and `status` need none".to_owned()
             }
             ConvergeError::NoFlow { instead, .. } => (*instead).to_owned(),
+            ConvergeError::Differs { .. } => {
+                "`enmesh plan` shows whether the rules in force are those of the plan, and `enmesh apply` makes them so; \
+                 where they are, rules of others have a say: see `others`"
+                    .to_owned()
+            }
             ConvergeError::Watches { needed, .. } => format!(
                 "Envoy aborts when it gets none; raise the limit: `sysctl fs.inotify.max_user_instances={}`",
                 needed.next_power_of_two().max(1024)

@@ -11,6 +11,7 @@ use crate::base::Fault;
 use crate::config::value::ServiceId;
 use crate::envoy::{self, Lead};
 use crate::plan::{Access, MeshService, NamespacePlan, Plan, Xds};
+use crate::redirect::trace::Seen;
 use crate::redirect::{self, Decision, Flow, Origin, Transport, Verdict};
 
 /// The answer about one flow. The shape is stable: fields are only ever added.
@@ -66,6 +67,48 @@ pub fn explain(
     let next = next(plan, &flow, &decision.verdict, lead.as_ref());
     let namespace = inside.map(|inside| inside.name.clone());
     Explanation { flow, namespace, service, decision, lead, next, while_not_live, own_addresses: own }
+}
+
+/// Which answer the kernel's deed is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Agrees {
+    /// That with every sidecar live.
+    Live,
+    /// That while the service's sidecar is not live.
+    NotLive,
+    /// Neither.
+    Not,
+}
+
+/// Holds what the kernel did against `explanation`. Where the plan has rules, none in the kernel is a difference, whatever became
+/// of the packet.
+///
+/// # Errors
+/// `ENM-D070` they differ; it names both.
+pub fn compare(
+    plan: &Plan,
+    inside: Option<&NamespacePlan>,
+    explanation: &Explanation,
+    seen: &Seen,
+) -> (Agrees, Option<Fault>) {
+    let Explanation { flow, decision, while_not_live, .. } = explanation;
+    let redirect = inside.map_or(&plan.redirect, |inside| &inside.redirect);
+    let rules = seen.rules_there || redirect.is_empty();
+    if rules && seen.is(flow, decision) {
+        return (Agrees::Live, None);
+    }
+    if rules && while_not_live.as_ref().is_some_and(|other| seen.is(flow, other)) {
+        return (Agrees::NotLive, None);
+    }
+    let rule = |rule: Option<&str>| rule.map_or("no rule".to_owned(), |rule| format!("rule \"{rule}\""));
+    let end = seen.arrived.map_or("refused or dropped".to_owned(), |at| format!("on to {at}"));
+    let kernel = match rules {
+        true => format!("{end} by {}", rule(seen.rule.as_ref().map(|rule| rule.comment.as_str()))),
+        false => format!("{end}, and no rules of enmesh are there"),
+    };
+    let plan = format!("{} by {}", decision.verdict, rule(decision.rule.as_deref()));
+    (Agrees::Not, Some(ConvergeError::Differs { kernel, plan }.into()))
 }
 
 /// The address behind `host`, an address or a name of the mesh: `api.virtual.consul`, or `api` alone.

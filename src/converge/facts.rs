@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use super::error::ConvergeError;
 use super::ssh;
 use super::state::State;
 use crate::base::{Fault, Root, files};
@@ -13,6 +14,7 @@ use crate::envoy;
 use crate::netns::{self, Sockets};
 use crate::plan::facts::{HostFacts, User};
 use crate::plan::{LINK_PREFIX, MeshView};
+use crate::systemd::Systemd;
 use crate::systemd::scope::UnitUser;
 
 /// A `passwd` or `services` file larger than this is not read.
@@ -82,6 +84,37 @@ fn uid_of(users: &BTreeMap<String, User>, user: UnitUser) -> Option<u32> {
         UnitUser::Named(name) if name.is_empty() => Some(0),
         UnitUser::Named(name) => users.get(&name).map(|user| user.uid).or_else(|| name.parse().ok()),
     }
+}
+
+/// Whose the sockets are that `unit` of this host opens, or will open when it runs; `.service` may be left out.
+///
+/// # Errors
+/// `ENM-D016` there is no such unit, or no systemd to ask; `ENM-S…` the bus does not answer.
+pub async fn user_of_unit(root: &Root, unit: &str) -> Result<u32, Fault> {
+    let wrong = |what: String, instead| Fault::from(ConvergeError::NoFlow { what, instead });
+    let name = if unit.contains('.') { unit.to_owned() } else { format!("{unit}.service") };
+    let Ok(Scope::Unit(name)) = format!("unit:{name}").parse() else {
+        return Err(wrong(format!("{unit:?} is no name of a service unit"), "say it as in `api.service`"));
+    };
+    let other = "say the user with --user or --uid";
+    if !root.is_host() {
+        return Err(wrong(
+            format!("who runs `{name}` is known to the systemd of a running host only"),
+            other,
+        ));
+    }
+    let user = Systemd::connect(root.clone()).await?.socket_user_of(&name).await?;
+    let unknown =
+        || wrong(format!("systemd knows no unit `{name}`"), "`systemctl list-unit-files` has them all");
+    let users = users(&text(root, "/etc/passwd")?);
+    let nobody = || {
+        let what = format!("`{name}` does not run, and the user that it names does not exist yet");
+        wrong(
+            what,
+            "start it, since a dynamic user has its number only while it runs; or say a number with --uid",
+        )
+    };
+    uid_of(&users, user.ok_or_else(unknown)?).ok_or_else(nobody)
 }
 
 /// The units whose users the configuration asks for.

@@ -7,6 +7,7 @@
 mod adapters;
 pub mod change;
 mod diff;
+pub mod doctor;
 mod drive;
 mod early;
 mod engine;

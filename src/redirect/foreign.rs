@@ -79,7 +79,7 @@ fn in_nftables(document: &Json, found: &mut Vec<Foreign>, chains: &mut Found) {
             found.push(Foreign {
                 owner,
                 place: format!("table {family} {table}"),
-                removal: format!("nft delete table {family} {table}"),
+                removal: format!("nft delete table {family} {}", typed(table)),
             });
         } else {
             let tool = if family == "ip6" { "ip6tables-nft" } else { "iptables-nft" };
@@ -112,9 +112,20 @@ fn in_saved(saved: &str, program: &str, chains: &mut Found) {
     }
 }
 
+/// A name as a person has to type it into a shell. Tables are named by whoever makes them.
+fn typed(name: &str) -> String {
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || "_-.".contains(letter);
+    if name.chars().all(plain) {
+        return name.to_owned();
+    }
+    let shown: String = name.chars().filter(|letter| !letter.is_control()).collect();
+    format!("'{}'", shown.replace('\'', r"'\''"))
+}
+
 /// Every line of the table but those that define the chains or lead to them, as one transaction; the
 /// rules of everybody else are put back as they were. `{}` stands for the prefix.
 fn removal(tool: &str, table: &str) -> String {
+    let table = typed(table);
     format!("{tool}-save -t {table} | grep -v -E '(^:| )({{}})' | {tool}-restore")
 }
 
@@ -141,8 +152,21 @@ fn redirectors(chains: Found) -> impl Iterator<Item = Foreign> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// For tests of the whole room.
+    pub fn find(printed: &[u8]) {
+        let (mut found, mut chains) = (Vec::new(), Found::new());
+        in_nftables(&serde_json::from_slice(printed).unwrap_or_default(), &mut found, &mut chains);
+        drop(redirectors(chains).collect::<Vec<_>>());
+    }
+
+    pub fn find_saved(text: &str) {
+        let mut chains = Found::new();
+        in_saved(text, "iptables-nft", &mut chains);
+        drop(redirectors(chains).collect::<Vec<_>>());
+    }
 
     #[test]
     fn redirectors_are_told_from_everybody_else() {
@@ -179,6 +203,18 @@ mod tests {
         assert_eq!(found[0].removal, "nft delete table inet consul_tproxy");
         assert!(found[2].removal.starts_with("ip6tables-nft-save -t nat"));
         assert_eq!(find(&serde_json::json!({})), []);
+    }
+
+    /// A person types what is shown.
+    #[test]
+    fn a_name_is_no_command() {
+        assert_eq!(typed("consul_tproxy"), "consul_tproxy");
+        assert_eq!(typed("istio-x;reboot\n"), "'istio-x;reboot'");
+        assert_eq!(typed("istio-'$(id)'"), r"'istio-'\''$(id)'\'''");
+        let chain = serde_json::json!({"chain": {"family": "inet", "table": "istio-`id`", "name": "x"}});
+        let (mut found, mut chains) = (Vec::new(), Found::new());
+        in_nftables(&serde_json::json!({ "nftables": [chain] }), &mut found, &mut chains);
+        assert_eq!(found[0].removal, "nft delete table inet 'istio-`id`'");
     }
 
     #[test]

@@ -10,14 +10,18 @@
 //! [`render_iptables`] show the rules without touching anything, [`foreign()`] finds the redirectors of others.
 
 mod by_hand;
+mod capabilities;
 mod error;
 mod explain;
 mod foreign;
+#[cfg(test)]
+mod hostile;
 mod iptables;
 mod nftables;
 mod recorded;
 mod ruleset;
 pub mod takeover;
+pub mod trace;
 mod watch;
 
 use std::collections::BTreeSet;
@@ -25,6 +29,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 pub use by_hand::{Flags, HandError, Names, Request, in_force, is_by_hand, ports_of};
+pub use capabilities::{Capabilities, Capability, CapabilityError, Found, capabilities};
 pub use error::RedirectError;
 pub use explain::{Decision, Flow, Origin, Transport, Verdict, concerned, explain};
 pub use foreign::{Foreign, foreign};

@@ -26,6 +26,8 @@ pub(super) struct FakeUnit {
     pub status: i32,
     pub condition: bool,
     pub stale: bool,
+    pub uid: u32,
+    pub user: &'static str,
 }
 
 impl FakeUnit {
@@ -41,6 +43,8 @@ impl FakeUnit {
         status: 0,
         condition: true,
         stale: false,
+        uid: u32::MAX,
+        user: "",
     };
 
     pub(super) fn running(pid: u32) -> FakeUnit {
@@ -383,6 +387,14 @@ impl FakeServicePart {
     #[zbus(property, name = "MainPID")]
     fn main_pid(&self) -> u32 {
         self.unit().pid
+    }
+    #[zbus(property, name = "UID")]
+    fn uid(&self) -> u32 {
+        self.unit().uid
+    }
+    #[zbus(property)]
+    fn user(&self) -> String {
+        self.unit().user.to_owned()
     }
     #[zbus(property, name = "NRestarts")]
     fn n_restarts(&self) -> u32 {

@@ -1,7 +1,7 @@
 //! Which user a unit runs as, for `scope = "unit:NAME.service"`.
 
 use super::{Systemd, call_failed, manager};
-use crate::base::Fault;
+use crate::base::{Fault, process};
 
 /// systemd's "no user" (the `UID` property of a service that does not run).
 const NO_UID: u32 = u32::MAX;
@@ -40,6 +40,27 @@ impl Systemd {
                 uid => UnitUser::Running(uid),
             }))
         };
+        Ok(read.await.map_err(|e| call_failed("Get", unit, e))?)
+    }
+
+    /// Whose the sockets are that `unit` opens now: those of its main process, which may have given up the user that
+    /// its file names; of [`Systemd::user_of`] while there is no such process.
+    ///
+    /// # Errors
+    /// `ENM-S…` the bus does not answer.
+    pub async fn socket_user_of(&self, unit: &str) -> Result<Option<UnitUser>, Fault> {
+        let Some(user) = self.user_of(unit).await? else { return Ok(None) };
+        let pid = self.main_pid_of(unit).await?;
+        // Its number is 0 while it does not run.
+        let now = (pid > 0).then(|| process::socket_user_of(pid)).flatten();
+        Ok(Some(now.map_or(user, UnitUser::Running)))
+    }
+
+    async fn main_pid_of(&self, unit: &str) -> Result<u32, Fault> {
+        let connection = self.shared.connection();
+        let path = self.shared.manager().await?.load_unit(unit).await;
+        let path = path.map_err(|e| call_failed("LoadUnit", unit, e))?;
+        let read = async { manager::faces(&connection, &path).await?.1.main_pid().await };
         Ok(read.await.map_err(|e| call_failed("Get", unit, e))?)
     }
 }

@@ -240,3 +240,27 @@ fn versions_are_read() {
     assert_eq!(major("v257"), 0);
     assert_eq!(major("257"), 257);
 }
+
+#[test]
+fn the_user_of_a_unit_is_whose_its_sockets_are() {
+    use super::scope::UnitUser::{Named, Running};
+    bench(async |Bench { fake, units, .. }| {
+        let me = nix::unistd::geteuid().as_raw();
+        let process = self::Named::new("app");
+        let dynamic = FakeUnit { uid: 61184, ..FakeUnit::running(process.pid()) };
+        let ended = FakeUnit { uid: 61184, ..FakeUnit::running(u32::MAX - 1) };
+        let rows = [
+            ("stopped.service", FakeUnit { user: "app", ..FakeUnit::DEAD }, Some(Named("app".to_owned()))),
+            ("root.service", FakeUnit::DEAD, Some(Named(String::new()))),
+            ("gone.service", FakeUnit { load: "not-found", ..FakeUnit::DEAD }, None),
+            // It runs as somebody else than its file says.
+            ("dropped.service", dynamic, Some(Running(me))),
+            // A dynamic user whose process has just ended.
+            ("ended.service", ended, Some(Running(61184))),
+        ];
+        for (name, unit, expected) in rows {
+            fake.set(name, unit);
+            assert_eq!(units.socket_user_of(name).await.unwrap(), expected, "{name}");
+        }
+    });
+}

@@ -267,3 +267,126 @@ proptest! {
         }
     }
 }
+
+/// Service files of each form, with places for text of anybody's.
+const FORMS: [(&str, &str); 3] = [
+    (
+        "a.toml",
+        "name = \"NAME\"\nport = 8080\n[capture]\nscope = \"user:USER\"\nbypass.uids = [\"USER\"]\n\
+         bypass.outbound_ports = [\"PORT\"]\nbypass.inbound_ports = [\"PORT\"]\nbypass.outbound_cidrs = [\"CIDR\"]\n\
+         bypass.interfaces = [\"LINK\"]\n",
+    ),
+    (
+        "a.json",
+        r#"{"name": "NAME", "port": 8080, "capture": {"scope": "user:USER", "bypass": {"uids": ["USER"], "outbound_ports": ["PORT"], "inbound_ports": ["PORT"], "outbound_cidrs": ["CIDR"], "interfaces": ["LINK"]}}}"#,
+    ),
+    (
+        "service-config.json",
+        r#"{"annotations": {"consul.hashicorp.com/connect-service": "NAME", "consul.hashicorp.com/connect-service-port": "8080", "consul.hashicorp.com/transparent-proxy-exclude-inbound-ports": "PORT", "consul.hashicorp.com/transparent-proxy-exclude-outbound-ports": "PORT", "consul.hashicorp.com/transparent-proxy-exclude-outbound-cidrs": "CIDR", "consul.hashicorp.com/transparent-proxy-exclude-uids": "USER"}}"#,
+    ),
+];
+
+/// What a place holds when nothing is bent.
+const GOOD: [(&str, &str); 5] =
+    [("NAME", "api"), ("USER", "1000"), ("PORT", "3306"), ("CIDR", "10.50.0.0/16"), ("LINK", "br0")];
+
+/// Text that would be something else in a shell, a ruleset or a document, if it were let through.
+const COMMANDS: [&str; 20] = [
+    "a'b",
+    "a\\\"b",
+    "a\\nb",
+    "a;reboot",
+    "$(id)",
+    "`id`",
+    "a b",
+    "a|b",
+    "a&b",
+    "a>b",
+    "a\\u0000b",
+    "a}b",
+    "a#b",
+    "a,accept",
+    "-j",
+    "--help",
+    "../../x",
+    "a\\tb",
+    "\u{202e}a",
+    "1000\\n}\\nflush ruleset",
+];
+
+/// What is wrong with a file, and the rules of what it says, all of which a reader of rules takes for one rule each.
+fn rules_of(file: &str, text: &str) -> (Config, String) {
+    let mut config = load_text(file, text.as_bytes());
+    let mut facts = enmesh::plan::HostFacts::default();
+    let envoy = enmesh::plan::facts::User { uid: 5995, gid: 5995 };
+    facts.users.insert("envoy".to_owned(), envoy);
+    let plan = enmesh::plan::plan(&config, &facts);
+    config.errors.extend(plan.errors.iter().cloned());
+    let live = plan.services.keys().cloned().collect();
+    let [v4, v6] = enmesh::redirect::render_iptables(&plan.redirect, &live);
+    let all = [enmesh::redirect::render_text(&plan.redirect, &live), v4, v6].concat();
+    (config, all)
+}
+
+#[test]
+fn text_that_would_be_a_command_is_refused_everywhere() {
+    for (file, form) in FORMS {
+        let filled = |bad: &str, text: &str| {
+            GOOD.iter().fold(form.to_owned(), |form, (place, good)| {
+                form.replace(place, if *place == bad { text } else { good })
+            })
+        };
+        let (config, rules) = rules_of(file, &filled("", ""));
+        assert!(config.errors.is_empty() && rules.contains("3306"), "{:?}\n{rules}", config.errors);
+        for (place, _) in GOOD.iter().filter(|(place, _)| form.contains(place)) {
+            for text in COMMANDS {
+                // A comma parts the lists of annotations, so what is behind it is an item of its own.
+                let (config, rules) = rules_of(file, &filled(place, text));
+                assert!(!config.errors.is_empty(), "{file}: {text:?} as {place} is let through");
+                assert!(
+                    config.errors.iter().all(|error| !error.message.contains(char::is_control)),
+                    "{:?}",
+                    config.errors
+                );
+                let piece = text.split("\\n").last().unwrap();
+                assert!(piece.len() < 6 || !rules.contains(piece), "{file}: {text:?} as {place}\n{rules}");
+            }
+        }
+    }
+}
+
+#[test]
+fn networks_are_brought_into_one_form() {
+    for (text, form) in [
+        ("10.50.7.9/16", "10.50.0.0/16"),
+        ("::ffff:10.50.7.9/112", "10.50.0.0/16"),
+        ("::ffff:10.50.7.9", "10.50.7.9/32"),
+        ("fd00::7/8", "fd00::/8"),
+        ("0.0.0.0/0", "0.0.0.0/0"),
+    ] {
+        assert_eq!(text.parse::<Cidr>().unwrap().to_string(), form, "{text}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// A good file with anything in its places: errors with codes, or rules without a letter that rules do not have.
+    #[test]
+    fn rules_are_made_of_plain_letters(
+        form in 0..FORMS.len(),
+        texts in vec(prop_oneof![Just(None), any::<String>().prop_map(Some), "[ -~]{0,12}".prop_map(Some)], GOOD.len()),
+    ) {
+        let (file, text) = FORMS[form];
+        let filled = GOOD.iter().zip(&texts).fold(text.to_owned(), |text, ((place, good), instead)| {
+            text.replace(place, instead.as_deref().unwrap_or(good))
+        });
+        let (config, rules) = rules_of(file, &filled);
+        prop_assert!(config.errors.iter().all(|error| error.code.starts_with("ENM-") && !error.hint.is_empty()));
+        let plain = |letter: char| letter.is_ascii_graphic() || " \t\n".contains(letter);
+        prop_assert!(rules.chars().all(plain), "{}", rules);
+        // Nothing ends a rule, a quote or a comment but what is ours.
+        prop_assert!(!rules.contains(['`', '$']), "{}", rules);
+        prop_assert!(rules.lines().all(|line| line.matches('"').count() % 2 == 0), "{}", rules);
+    }
+}

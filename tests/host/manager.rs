@@ -61,6 +61,9 @@ fn scopes_by_unit(machine: &Machine) {
     assert_eq!(status["faults"][0]["service"], "dynamic", "{status:#}");
     let uid = machine.must(&["id", "-u", "daemon"]);
     assert!(captures(machine, uid.trim()), "{:?}", machine.rules());
+    assert_eq!(explained(machine, "fixed"), uid.trim(), "as its file says, while it does not run");
+    let unknown = machine.run(&["enmesh", "explain", "--unit", "dynamic", "db:1"]);
+    assert!(!unknown.status.success() && unknown.stderr.contains("ENM-D016"), "{}", unknown.stderr);
 
     machine.must(&["systemctl", "start", "fixed", "dynamic"]);
     let applied = machine.run(&["enmesh", "apply"]);
@@ -70,7 +73,15 @@ fn scopes_by_unit(machine: &Machine) {
         let pid = machine.property(&format!("{name}.service"), "MainPID");
         let uid = machine.must(&["stat", "--format=%u", &format!("/proc/{pid}")]);
         assert!(captures(machine, uid.trim()), "{name}: {:?}", machine.rules());
+        assert_eq!(explained(machine, name), uid.trim());
     }
+}
+
+/// The user by whom `enmesh explain` knows the unit.
+fn explained(machine: &Machine, unit: &str) -> String {
+    let answer = machine.run(&["enmesh", "explain", "--unit", unit, "db:5432", "--json"]);
+    let answer: Value = serde_json::from_slice(&answer.stdout).unwrap();
+    answer["flow"]["origin"]["user"].to_string()
 }
 
 /// Whether the user's outbound connections are redirected.

@@ -165,7 +165,8 @@ impl Bed {
         }
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    /// A command that is not run yet.
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(enmesh());
         command.args(arguments).arg("--root").arg(self.root.path()).env_clear().current_dir("/");
         command

@@ -69,16 +69,18 @@ impl FromStr for InterfaceName {
 
     fn from_str(text: &str) -> Result<Self, ValueError> {
         let fine = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.' | b'@');
-        if text.is_empty() || text.len() > 15 || text == "." || text == ".." || !text.bytes().all(fine) {
+        // What begins like an option has no place in an argument list, though the kernel would take it.
+        let odd = text == "." || text == ".." || text.starts_with('-');
+        if text.is_empty() || text.len() > 15 || odd || !text.bytes().all(fine) {
             return Err(ValueError(format!(
-                "{text:?} is not an interface name: 1 to 15 letters, digits, `-`, `_`, `.` and `@`"
+                "{text:?} is not an interface name: 1 to 15 letters, digits, `-` (not first), `_`, `.` and `@`"
             )));
         }
         Ok(InterfaceName(text.to_owned()))
     }
 }
 
-textual!(InterfaceName, "InterfaceName", { "type": "string", "pattern": "^[A-Za-z0-9_.@-]{1,15}$" });
+textual!(InterfaceName, "InterfaceName", { "type": "string", "pattern": "^[A-Za-z0-9_.@][A-Za-z0-9_.@-]{0,14}$" });
 
 /// The address that is advertised to the mesh.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -6,6 +6,7 @@ mod reasons;
 pub(super) mod walk;
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use serde::Serialize;
@@ -77,6 +78,20 @@ pub enum Verdict {
     },
     /// An error at once: a reset for TCP, "administratively prohibited" for the rest.
     Refused,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Verdict::Direct => f.write_str("direct"),
+            Verdict::Redirected { port, service: Some(id) } => {
+                write!(f, "redirected to port {port} of `{id}`")
+            }
+            Verdict::Redirected { port, service: None } => write!(f, "redirected to port {port}"),
+            Verdict::Resolver { to } => write!(f, "redirected to the resolver at {to}"),
+            Verdict::Refused => f.write_str("refused"),
+        }
+    }
 }
 
 /// A verdict and where it comes from.

@@ -24,6 +24,57 @@ mod shape;
 mod tests;
 mod tool;
 
+/// For tests of the whole room.
+#[cfg(test)]
+pub(super) mod hostile {
+    use super::compile::{PREFIX, Table};
+    use super::{Family, Ruleset, Shapes, Wordings, compile, diff, shape};
+
+    /// What `iptables-save` prints where `ruleset` is in force.
+    pub fn saved(ruleset: &Ruleset, family: Family) -> String {
+        let wanted = shape::wanted(&compile(ruleset, family), family);
+        let text = shape::document(&wanted, &Shapes::new(), &wanted.keys().copied().collect());
+        // The jump that is put first is printed like any other.
+        let appended = text.lines().map(|line| match line.strip_prefix("-I ") {
+            Some(rest) => format!("-A {}\n", rest.replacen(" 1 ", " ", 1)),
+            None => format!("{line}\n"),
+        });
+        appended.collect()
+    }
+
+    pub fn differences(ruleset: &Ruleset, saved: &str, family: Family) -> Vec<String> {
+        let wanted = shape::wanted(&compile(ruleset, family), family);
+        let by_table = diff::differences(&wanted, &shape::saved(saved), family, &Wordings::default());
+        by_table.into_values().flatten().collect()
+    }
+
+    /// The lines that take away whatever of ours was saved.
+    pub fn removal(saved: &str) -> Vec<String> {
+        let found = shape::saved(saved);
+        let all = found.keys().copied().collect();
+        let _ = shape::generation(std::slice::from_ref(&found));
+        Table::ALL.iter().for_each(|table| drop(shape::comments(saved, table.word())));
+        shape::document(&Shapes::new(), &found, &all).lines().map(str::to_owned).collect()
+    }
+
+    /// Whether a line of a document that takes away is about chains of ours, or a rule that leads to one.
+    pub fn is_ours(line: &str) -> bool {
+        let words = super::line::unquoted(line);
+        let all: Vec<&str> = words.iter().map(String::as_str).collect();
+        match all.as_slice() {
+            ["COMMIT"] => true,
+            [table] if table.starts_with('*') => Table::ALL.iter().any(|one| &table[1..] == one.word()),
+            [chain, "-", "[0:0]"] => chain.strip_prefix(':').is_some_and(|name| name.starts_with(PREFIX)),
+            ["-X", chain] => chain.starts_with(PREFIX),
+            ["-D", _chain, rule @ ..] => {
+                let rule: Vec<String> = rule.iter().map(|word| (*word).to_owned()).collect();
+                shape::target(&rule).is_some_and(|target| target.starts_with(PREFIX))
+            }
+            _ => false,
+        }
+    }
+}
+
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -33,6 +84,7 @@ use compile::{Table, compile};
 use diff::Wordings;
 pub(super) use line::Family;
 use shape::Shapes;
+pub(super) use shape::comments;
 pub use tool::Flavour;
 pub(super) use tool::Tool;
 

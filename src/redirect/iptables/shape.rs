@@ -60,7 +60,7 @@ pub(super) fn saved(text: &str) -> Shapes {
         }
         let Some(table) = table else { continue };
         if let Some(chain) = line.strip_prefix(':').and_then(|rest| rest.split(' ').next()) {
-            if chain.starts_with(PREFIX) {
+            if chain.starts_with(PREFIX) && is_name(chain) {
                 shapes.entry(table).or_default().chains.entry(chain.to_owned()).or_default();
             }
         } else if let Some(rule) = line.strip_prefix("-A ") {
@@ -69,6 +69,9 @@ pub(super) fn saved(text: &str) -> Shapes {
                 continue;
             }
             let chain = words.remove(0);
+            if !is_name(&chain) {
+                continue;
+            }
             if chain.starts_with(PREFIX) {
                 shapes.entry(table).or_default().chains.entry(chain).or_default().push(words);
                 continue;
@@ -92,6 +95,11 @@ pub(super) fn saved(text: &str) -> Shapes {
     shapes
 }
 
+/// Whether a chain can have this name: what is read here is written again, as a word that is not quoted.
+fn is_name(chain: &str) -> bool {
+    !chain.is_empty() && chain.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"'\\".contains(&byte))
+}
+
 /// The chain or extension that a rule leads to.
 pub(super) fn target(words: &[String]) -> Option<&str> {
     let flag = words.iter().position(|word| matches!(word.as_str(), "-j" | "-g"))?;
@@ -102,6 +110,17 @@ pub(super) fn target(words: &[String]) -> Option<&str> {
 pub(super) fn comment(words: &[String]) -> Option<&str> {
     let flag = words.iter().position(|word| word == "--comment")?;
     words.get(flag + 1).map(String::as_str)
+}
+
+/// The comments of all rules of our chains in `table`, in order, out of what `iptables-save` prints.
+pub(in crate::redirect) fn comments(text: &str, table: &str) -> BTreeMap<String, Vec<Option<String>>> {
+    let shapes = saved(text);
+    let shape = shapes.iter().find(|(one, _)| one.word() == table).map(|(_, shape)| shape);
+    let of_chain = |(name, rules): (&String, &Vec<Vec<String>>)| {
+        let comments = rules.iter().map(|words| comment(words).map(str::to_owned)).collect();
+        (name.clone(), comments)
+    };
+    shape.into_iter().flat_map(|shape| &shape.chains).map(of_chain).collect()
 }
 
 /// The generation that all tables carry; nothing when they do not carry the same.

@@ -107,7 +107,8 @@ fn dns() -> impl Strategy<Value = Option<(&'static str, Vec<u32>)>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    // Each goes through hundreds of flows.
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases.div_ceil(4), ..ProptestConfig::default() })]
 
     /// The walk over the ruleset is held against the kernel elsewhere; whatever it says, these rules say.
     #[test]

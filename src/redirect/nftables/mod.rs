@@ -7,6 +7,20 @@ mod picture;
 #[cfg(test)]
 mod tests;
 
+/// For tests of the whole room.
+#[cfg(test)]
+pub(super) mod hostile {
+    use super::{Picture, Wordings, diff, json};
+    use crate::redirect::ruleset::Ruleset;
+
+    /// How what `nft` printed differs from `ruleset`; `None` where it cannot be read.
+    pub fn differences(ruleset: &Ruleset, printed: &[u8]) -> Option<Vec<String>> {
+        let found = Picture::of_answer(printed).ok()?;
+        let wanted = Picture::of_commands(&json::replace(ruleset));
+        Some(diff::differences(&wanted, &found, &Wordings::default()))
+    }
+}
+
 use std::cell::RefCell;
 
 use serde_json::Value as Json;

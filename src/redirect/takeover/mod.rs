@@ -9,6 +9,20 @@ mod saved;
 #[cfg(test)]
 mod tests;
 
+/// For tests of the whole room.
+#[cfg(test)]
+pub(super) mod hostile {
+    use super::{Family, Flavour, nft, saved};
+
+    pub fn of_nft(printed: &[u8]) {
+        drop(nft::leftovers(printed));
+    }
+
+    pub fn of_saved(text: &str) {
+        drop(saved::leftovers(text, "iptables-nft", Flavour::Nft, Family::V4));
+    }
+}
+
 use serde::Serialize;
 
 use super::RedirectError;

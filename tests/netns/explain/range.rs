@@ -2,13 +2,19 @@
 //! that tells where. Sockets stay in the namespace in which they were made, so one thread can watch all.
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
+use std::future::pending;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use enmesh::redirect::{Flow, Origin, Transport};
+use enmesh::config::value::ServiceId;
+use enmesh::plan::RedirectPolicy;
+use enmesh::redirect::trace::{self, Watch};
+use enmesh::redirect::{Desired, Firewall, Flavour, Flow, Iptables, Origin, Transport};
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, SockaddrLike, bind, connect, getsockopt,
@@ -145,6 +151,49 @@ impl Range {
     pub fn load(&self, rules: &str) {
         self.host.tool("nft", "-f -", rules);
         self.host.beat();
+    }
+
+    /// The same through the driver iptables.
+    pub fn apply(&self, flavour: Flavour, policy: &RedirectPolicy, live: &BTreeSet<ServiceId>) {
+        let desired = Desired { policy: policy.clone(), live: live.clone() };
+        let applied = self.host.run(move || Iptables::of(flavour)?.apply(&desired));
+        applied.unwrap_or_else(|fault| panic!("{fault}: {}", fault.hint));
+        self.host.beat();
+    }
+
+    /// What the kernel tells of the first packet of `flow`, which is sent from where it comes.
+    pub fn watch(&self, flow: &Flow) -> Option<trace::Seen> {
+        let watch = Watch { flow: flow.clone(), from: None };
+        let (host, (begun, told)) = (&self.host, mpsc::channel());
+        let sent = flow.clone();
+        thread::scope(|scope| {
+            let watching = scope.spawn(move || {
+                host.run(move || {
+                    let begun = || match sent.origin {
+                        Origin::User(_) => trace::send(&sent),
+                        Origin::Outside(_) => {
+                            begun.send(()).unwrap();
+                            Ok(())
+                        }
+                    };
+                    let seen = async { trace::watch(&watch, PATIENCE, begun, pending()).await };
+                    enmesh::netns::block_on(seen).unwrap().unwrap()
+                })
+            });
+            if matches!(flow.origin, Origin::Outside(_)) {
+                told.recv().expect("it is watched");
+                let port = self.next_port.get();
+                self.next_port.set(port + 1);
+                let flow = flow.clone();
+                self.peer.run(move || drop(start(vec![(port, flow)])));
+            }
+            watching.join().unwrap()
+        })
+    }
+
+    /// The rules of the host.
+    pub fn rules(&self) -> String {
+        self.host.rules()
     }
 
     /// Starts all flows at once and tells where each ended.
