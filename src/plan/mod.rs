@@ -19,7 +19,7 @@ mod ssh;
 mod tests;
 mod told;
 
-pub use allocate::Allocations;
+pub use allocate::{Allocations, routed};
 pub use build::plan;
 pub use capture::NEVER;
 pub use facts::HostFacts;

@@ -270,6 +270,14 @@ mod tests {
     }
 
     #[test]
+    fn the_limited_broadcast_is_no_virtual_ip() {
+        let policy = policy(Ipv6Policy::Redirect, OnProxyFailure::Closed);
+        let to = |to: &str| Flow { transport: Transport::Udp, ..user(APP, to) };
+        assert_eq!(answer(&policy, &["api"], &to("255.255.255.255:67")).0, "direct");
+        assert_eq!(answer(&policy, &["api"], &to("255.255.255.254:67")).0, "refused");
+    }
+
+    #[test]
     fn the_interface_counts() {
         let policy = policy(Ipv6Policy::Redirect, OnProxyFailure::Closed);
         let flow = Flow { origin: Origin::Outside(Some("br0".to_owned())), ..outside("0.0.0.0:8080") };

@@ -39,6 +39,7 @@ fn outbound(comment: &str) -> &'static str {
             "this user's own sidecar is not live, and must not be stood in for by another service's"
         }
         "virtual IPs" => "virtual IPs exist only in the mesh: an error at once is better than a timeout",
+        "limited broadcast" => "255.255.255.255 reaches whoever is on the link, and is nobody's virtual IP",
         "sealed users" | "the host is sealed" => {
             "`on_proxy_failure = \"sealed\"`: nothing goes out while the sidecar is not live"
         }

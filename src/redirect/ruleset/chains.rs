@@ -307,6 +307,8 @@ fn guard_out(outbound: bool, everyone: Option<&OutboundCapture>, sets: &Sets) ->
     rules.push(Rule::new("connections that run already", [NotOpening, Accept]));
     let parts = [Is(&[SocketUid], Set("proxy_uids")), Accept];
     when(&mut rules, sets.has("proxy_uids"), "sidecars", parts);
+    let parts = [Is(&[Ip4Destination], Set("broadcast4")), Accept];
+    when(&mut rules, sets.has("broadcast4"), "limited broadcast", parts);
     for (set, left, comment) in [
         ("virtual4", &[Ip4Destination] as &[_], "virtual IPs"),
         ("virtual6", &[Ip6Destination], "virtual IPs, IPv6"),

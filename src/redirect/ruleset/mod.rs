@@ -44,6 +44,8 @@
 //! - **Virtual IPs are refused whenever they are not redirected**, whoever asks and whatever
 //!   `on_proxy_failure` says: nothing is there to reach in the clear, so the choice is between an
 //!   error at once and a timeout.
+//! - **The limited broadcast** (255.255.255.255) lies in the virtual IPs' network and is none of them: DHCP and
+//!   discovery go by it.
 //! - **The guards do not ask who is live**: a redirected connection never meets them, so they close
 //!   the gap as soon as the redirect is gone, and hold even where somebody else's NAT came first.
 //! - **On trial** ([`trial`]) two rulesets are in the table, and the kernel goes back to the one of before by itself.

@@ -162,7 +162,7 @@ const WRAPPER: &str = "connect redirect-traffic -proxy-inbound-port=21000 -proxy
 #[test]
 fn a_wrappers_own_line_works_twice_and_leaves_nothing_behind() {
     let lab = Lab::new();
-    lab.host.ip("route del 240.0.0.0/4 dev lo");
+    lab.virtual_routes("del");
     lab.host.tool("iptables-nft-restore", "--noflush", crate::migrate::DOCKER);
     let (rules, before) = (settled(&lab.host.rules()), routes(&lab.host));
     fine(&lab.host, WRAPPER);
