@@ -40,6 +40,7 @@ pub(in crate::redirect) fn build(policy: &RedirectPolicy, live: &BTreeSet<Servic
             InboundPorts::One(own) => sets.inbound_port(own, capture, live.contains(id)),
             InboundPorts::All => {
                 sets.inbound_all(capture, live.contains(id));
+                policy.agent_ports.iter().for_each(|open| sets.add("agent_ports", port(*open)));
                 all_ports = Some(capture);
             }
         }
@@ -71,7 +72,7 @@ pub(super) fn names(rule: &super::Rule) -> impl Iterator<Item = &'static str> {
 }
 
 /// Name, key, value, interval: every set that there can be, in the order in which they are shown.
-pub(super) const SHAPES: [(&str, &[Kind], Option<Kind>, bool); 36] = {
+pub(super) const SHAPES: [(&str, &[Kind], Option<Kind>, bool); 37] = {
     use Kind::{Family, Interface, Ip4, Ip6, Port, Protocol, Uid};
     [
         ("bypass_uids", &[Uid], None, false),
@@ -109,6 +110,7 @@ pub(super) const SHAPES: [(&str, &[Kind], Option<Kind>, bool); 36] = {
         ("in_redirect", &[Port], Some(Port), false),
         ("all_bypass_ports", &[Port], None, true),
         ("all_bypass_interfaces", &[Interface], None, false),
+        ("agent_ports", &[Port], None, false),
         ("all_redirect", &[Protocol], Some(Port), false),
     ]
 };

@@ -297,6 +297,8 @@ fn all_bypass(rules: &mut Vec<Rule>, sets: &Sets) {
     when(rules, sets.has(set), "bypassed interfaces", [Is(&[InputInterface], Set(set)), Accept]);
     let set = "all_bypass_ports";
     when(rules, sets.has(set), "bypassed ports", [Is(&[TcpDestination], Set(set)), Accept]);
+    let set = "agent_ports";
+    when(rules, sets.has(set), "Consul's agent", [Is(&[TcpDestination], Set(set)), Accept]);
 }
 
 fn guard_out(outbound: bool, everyone: Option<&OutboundCapture>, sets: &Sets) -> Vec<Rule> {

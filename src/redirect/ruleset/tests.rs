@@ -191,6 +191,7 @@ pub(in crate::redirect) fn empty() -> RedirectPolicy {
         outbound: BTreeMap::new(),
         inbound: BTreeMap::new(),
         dns: None,
+        agent_ports: BTreeSet::new(),
         virtual_route: None,
     }
 }

@@ -6,6 +6,8 @@
 //! measurement.
 
 #[cfg(test)]
+mod agent;
+#[cfg(test)]
 mod by_hand;
 #[cfg(test)]
 mod containers;
