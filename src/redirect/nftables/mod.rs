@@ -23,7 +23,7 @@ pub(super) use command::nft;
 /// How many differences an error names.
 const NAMED_DIFFERENCES: usize = 3;
 
-/// Programs `inet enmesh` through `nft -j`, each time in one transaction.
+/// Programs `inet enmesh` through `nft -j`: what is in force changes in one transaction.
 ///
 /// Keep one driver per network namespace for as long as the process runs: it remembers what it has set. The next
 /// [`Firewall::apply`] then changes only what differs (a sidecar that comes or goes is one map
@@ -57,6 +57,29 @@ impl Nftables {
         self.own.add(command::load(&document.to_string())?);
         self.told.replace(until);
         Ok(())
+    }
+
+    /// Without the time: what is there afterwards is in force for nobody yet.
+    fn prepare(&self, document: &Json) -> Result<(), RedirectError> {
+        self.own.add(command::load(&document.to_string())?);
+        Ok(())
+    }
+
+    /// Makes the table, in two steps; after a failure there is none.
+    fn create(&self, ruleset: &Ruleset) -> Result<(), RedirectError> {
+        let [sets, rules] = json::create_sets_first(ruleset);
+        self.prepare(&sets)?;
+        self.load(rules).inspect_err(|_| {
+            // Nothing of it was in force, so that it stays would do no harm either.
+            let _ = self.prepare(&json::remove());
+        })
+    }
+
+    fn change(&self, known: &Ruleset, ruleset: &Ruleset) -> Result<(), RedirectError> {
+        if let Some(sets) = json::before_change(known, ruleset) {
+            self.prepare(&sets)?;
+        }
+        self.load(json::change(known, ruleset))
     }
 
     fn ruleset(&self, desired: &Desired) -> Ruleset {
@@ -103,7 +126,7 @@ impl Nftables {
     /// Makes the table where there is none, and says how the one that is there differs. Trying is
     /// cheaper than asking first.
     fn make(&self, ruleset: &Ruleset, wanted: &Picture) -> Result<Vec<String>, RedirectError> {
-        match self.load(json::create(ruleset)) {
+        match self.create(ruleset) {
             Ok(()) => {
                 let differences = self.compare(wanted, true)?;
                 if differences.is_empty() {
@@ -123,7 +146,7 @@ impl Nftables {
         let wanted = Picture::of_commands(&json::replace(&ruleset));
         let known = self.known.take();
         let differences = match &known {
-            Some(known) if *known != ruleset => match self.load(json::change(known, &ruleset)) {
+            Some(known) if *known != ruleset => match self.change(known, &ruleset) {
                 Ok(()) => self.compare(&wanted, false)?,
                 // Somebody edited the table meanwhile.
                 Err(error) => {
@@ -136,6 +159,7 @@ impl Nftables {
         };
         if !differences.is_empty() {
             let there_is_none = differences == [no_table()];
+            // At once, although exceptions may count a moment late: meanwhile nothing is refused at all.
             let whole = if there_is_none { json::create(&ruleset) } else { json::replace(&ruleset) };
             self.load(whole)?;
             let mut left = self.compare(&wanted, true)?;

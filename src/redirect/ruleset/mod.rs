@@ -11,7 +11,8 @@
 //! is left out. Which sidecars are live shows in the four redirect maps only: a sidecar that comes
 //! or goes changes map elements and no rule.
 //!
-//! The table appears, is replaced and goes in one transaction; between two rulesets that enmesh made
+//! The table is replaced and goes in one transaction; where there is none, its sets appear in one and all chains
+//! and rules in the next, since interval sets count a moment late ([`json::create_sets_first`]). Between two rulesets that enmesh made
 //! itself only what differs is touched ([`change`]).
 //!
 //! `accept` ends one base chain and no other, so it means "left alone" in NAT chains and guards
@@ -113,8 +114,13 @@ impl NamedSet {
     /// when the element did not fit into its netlink message (64 KiB) and goes into the next, so
     /// no message of such a set may get full.
     pub fn parts(&self) -> impl Iterator<Item = &[Element]> {
+        self.parts_of(&self.elements)
+    }
+
+    /// The same of some of them.
+    pub fn parts_of<'a, T>(&self, elements: &'a [T]) -> impl Iterator<Item = &'a [T]> {
         let fragile = self.interval && self.key.len() > 1 && self.key.contains(&Kind::Uid);
-        self.elements.chunks(if fragile { PART } else { usize::MAX })
+        elements.chunks(if fragile { PART } else { usize::MAX })
     }
 }
 

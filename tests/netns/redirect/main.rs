@@ -14,6 +14,8 @@ mod containers;
 #[cfg(test)]
 mod drivers;
 #[cfg(test)]
+mod first;
+#[cfg(test)]
 mod iptables;
 #[cfg(test)]
 mod kernel;
