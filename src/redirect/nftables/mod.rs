@@ -2,6 +2,7 @@
 
 mod command;
 mod diff;
+mod keep;
 mod picture;
 #[cfg(test)]
 mod tests;
@@ -11,6 +12,7 @@ use std::cell::RefCell;
 use serde_json::Value as Json;
 
 use self::diff::Wordings;
+use self::keep::Keep;
 use self::picture::Picture;
 use super::iptables;
 use super::ruleset::{self, Ruleset, json};
@@ -39,6 +41,7 @@ pub struct Nftables {
     told: RefCell<Option<Deadline>>,
     /// What [`Drift`] need not tell.
     own: OwnCommits,
+    keep: RefCell<Keep>,
 }
 
 impl Nftables {
@@ -169,6 +172,11 @@ impl Nftables {
             }
         }
         self.tell_time()?;
+        // Rules on trial may lapse at any time, and what is kept would not.
+        match &*self.trial.borrow() {
+            Some(_) => self.keep.borrow_mut().release(),
+            None => self.keep.borrow_mut().hold(&ruleset),
+        }
         self.known.replace(Some(ruleset));
         Ok(differences)
     }
@@ -254,16 +262,25 @@ impl Firewall for Nftables {
     }
 
     fn watch(&self) -> Result<Option<Drift>, Fault> {
+        // Who listens stays, and may have set rules before.
+        self.keep.borrow_mut().begin();
+        if let (Some(known), None) = (&*self.known.borrow(), &*self.trial.borrow()) {
+            self.keep.borrow_mut().hold(known);
+        }
         Drift::watch(self.own.clone()).map(Some)
     }
 
     fn on_trial(&self, trial: Option<Trial>) -> Result<(), Fault> {
+        if trial.is_some() {
+            self.keep.borrow_mut().release();
+        }
         self.trial.replace(trial);
         Ok(())
     }
 
     fn drain(&self) -> Result<(), Fault> {
         self.trial.take();
+        self.keep.borrow_mut().release();
         if Self::read()?.is_some() {
             self.known.take();
             self.load(json::replace(&ruleset::husk()))?;
@@ -273,6 +290,7 @@ impl Firewall for Nftables {
 
     fn remove(&self) -> Result<(), Fault> {
         self.trial.take();
+        self.keep.borrow_mut().release();
         self.known.take();
         Ok(self.load(json::remove())?)
     }

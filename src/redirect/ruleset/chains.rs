@@ -11,7 +11,7 @@ use super::Selector::{
     OutputInterface, Protocol, SocketUid, TcpDestination, UdpDestination, UdpSource,
 };
 use super::build::Sets;
-use super::{Base, Chain, Hook, Part, Rule, generation_comment};
+use super::{Base, Chain, Hook, MARK_CHAIN, Part, Rule, generation_comment};
 use crate::config::{Ipv6Policy, OnProxyFailure};
 use crate::plan::{DnsCapture, DnsServer, InboundCapture, OutboundCapture, RESOLVER_MARK, RedirectPolicy};
 
@@ -41,7 +41,7 @@ pub(super) fn chains(
     let outbound = !policy.outbound.is_empty();
     let base = |nat, hook, priority| Some(Base { nat, hook, priority });
     let mut chains = vec![Chain {
-        name: "generation",
+        name: MARK_CHAIN,
         base: None,
         rules: vec![Rule::new(generation_comment(&policy.generation), [Return])],
     }];

@@ -62,6 +62,7 @@ pub(super) mod tests;
 pub(super) mod text;
 pub(super) mod trial;
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
@@ -74,6 +75,12 @@ use crate::plan::Generation;
 
 /// The table. Its family is `inet`.
 pub const TABLE: &str = "enmesh";
+
+/// The table that has the guard once more while a daemon holds it. Its family is `inet`.
+pub const KEPT: &str = "enmesh_keep";
+
+/// A chain that only carries a comment.
+pub(super) const MARK_CHAIN: &str = "generation";
 
 /// What precedes `NUMBER:HASH` in the comment that names the generation.
 pub const GENERATION_MARK: &str = "enmesh:gen:";
@@ -279,6 +286,25 @@ pub(super) fn generation_comment(generation: &Generation) -> String {
 pub(super) fn generation_of(comment: &str) -> Option<Generation> {
     let (number, hash) = comment.strip_prefix(GENERATION_MARK)?.split_once(':')?;
     Some(Generation { number: number.parse().ok()?, hash: hash.to_owned() })
+}
+
+/// What of `rules` refuses: the guards, what they lead to and look into; and what keeps redirected connections
+/// redirected, as in the [`husk`]: without it their next packet would go where it was addressed, in the clear.
+/// Who is live is no matter of it.
+pub(super) fn guards(rules: &Ruleset) -> Ruleset {
+    let refuses = |chain: &&Chain| match chain.base {
+        Some(base) => !base.nat && base.priority == chains::GUARD,
+        None => ["refuse", "bypass"].contains(&chain.name),
+    };
+    let mut chains: Vec<Chain> = rules.chains.iter().filter(refuses).cloned().collect();
+    let name = |chain: Chain| {
+        let name = if chain.base.is_some_and(|base| base.nat) { "out" } else { "tracked" };
+        Chain { name, ..chain }
+    };
+    chains.extend(husk().chains.into_iter().map(name));
+    let used: BTreeSet<&str> = chains.iter().flat_map(|chain| &chain.rules).flat_map(build::names).collect();
+    let sets = rules.sets.iter().filter(|set| used.contains(set.name)).cloned().collect();
+    Ruleset { sets, chains }
 }
 
 /// The table that lets redirected connections run on while new ones go direct: a NAT chain without
