@@ -44,4 +44,4 @@ pub use session::TokenStatus;
 pub use sidecar::{Phase, SidecarStatus};
 pub use state::State;
 pub use status::{PendingStatus, Repair, ServiceStatus, Status};
-pub use trial::TrialError;
+pub use trial::{TrialError, pending, told};
