@@ -32,4 +32,6 @@ mod scenarios;
 #[cfg(test)]
 mod speed;
 #[cfg(test)]
+mod ufw;
+#[cfg(test)]
 mod worlds;
