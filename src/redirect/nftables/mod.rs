@@ -68,8 +68,12 @@ impl Nftables {
         Ok(())
     }
 
-    /// Makes the table, in two steps; after a failure there is none.
-    fn create(&self, ruleset: &Ruleset) -> Result<(), RedirectError> {
+    /// Makes the table, in two steps; after a failure there is none. In one where it is missed already, although
+    /// exceptions may count a moment late then: until it is back nothing is refused at all.
+    fn create(&self, ruleset: &Ruleset, missed: bool) -> Result<(), RedirectError> {
+        if missed {
+            return self.load(json::create(ruleset));
+        }
         let [sets, rules] = json::create_sets_first(ruleset);
         self.prepare(&sets)?;
         self.load(rules).inspect_err(|_| {
@@ -128,8 +132,8 @@ impl Nftables {
 
     /// Makes the table where there is none, and says how the one that is there differs. Trying is
     /// cheaper than asking first.
-    fn make(&self, ruleset: &Ruleset, wanted: &Picture) -> Result<Vec<String>, RedirectError> {
-        match self.create(ruleset) {
+    fn make(&self, ruleset: &Ruleset, wanted: &Picture, missed: bool) -> Result<Vec<String>, RedirectError> {
+        match self.create(ruleset, missed) {
             Ok(()) => {
                 let differences = self.compare(wanted, true)?;
                 if differences.is_empty() {
@@ -145,7 +149,7 @@ impl Nftables {
     /// Makes the kernel's table be `ruleset`, by the gentlest way that works: nothing to do; what
     /// differs from the last time; the whole table. Returns what was amiss before the table was
     /// replaced whole.
-    fn set(&self, ruleset: Ruleset) -> Result<Vec<String>, RedirectError> {
+    fn set(&self, ruleset: Ruleset, missed: bool) -> Result<Vec<String>, RedirectError> {
         let wanted = Picture::of_commands(&json::replace(&ruleset));
         let known = self.known.take();
         let differences = match &known {
@@ -158,11 +162,10 @@ impl Nftables {
                 }
             },
             Some(_) => self.compare(&wanted, false)?,
-            None => self.make(&ruleset, &wanted)?,
+            None => self.make(&ruleset, &wanted, missed)?,
         };
         if !differences.is_empty() {
             let there_is_none = differences == [no_table()];
-            // At once, although exceptions may count a moment late: meanwhile nothing is refused at all.
             let whole = if there_is_none { json::create(&ruleset) } else { json::replace(&ruleset) };
             self.load(whole)?;
             let mut left = self.compare(&wanted, true)?;
@@ -252,13 +255,13 @@ impl Firewall for Nftables {
         if self.is_nothing(desired) {
             return self.remove();
         }
-        self.set(self.ruleset(desired))?;
+        self.set(self.ruleset(desired), false)?;
         Ok(())
     }
 
     fn repair(&self, desired: &Desired) -> Result<Vec<String>, Fault> {
         // One reading less than the two steps apart, which counts while traffic goes astray.
-        Ok(self.set(self.ruleset(desired))?)
+        Ok(self.set(self.ruleset(desired), true)?)
     }
 
     fn watch(&self) -> Result<Option<Drift>, Fault> {
