@@ -108,6 +108,7 @@ fn desired(number: u16) -> Result<Desired, Box<dyn Error>> {
         outbound: BTreeMap::from([(id.clone(), outbound)]),
         inbound: BTreeMap::from([(id.clone(), inbound)]),
         dns: None,
+        agent_ports: BTreeSet::new(),
         virtual_route: None,
         host_end: None,
     };

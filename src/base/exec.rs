@@ -1,6 +1,8 @@
 //! The one way in which enmesh runs another program to completion: an absolute path, an argument
-//! array, a cleared environment, bytes on standard input, a time limit, and no shell.
+//! array, a cleared environment, bytes on standard input, a time limit, and no shell. And one that stays, to be told
+//! what to do.
 
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -169,6 +171,19 @@ pub fn run_guest(guest: &Guest<'_>, stop: &AtomicBool) -> Result<Output, Fault> 
     }
     let patience = Patience { limit: guest.limit, pause: EASY, stop, group: true };
     launch(command, guest.program, b"", guest.keep, &patience)
+}
+
+/// Starts a program that does what it reads from its standard input, for as long as the caller holds that. What it
+/// prints is dropped, its complaints go to a file. Whoever started it ends it.
+///
+/// # Errors
+/// `ENM-X011` it cannot be started.
+pub fn converse(program: &Path, arguments: &[&str], complaints: File) -> Result<Child, Fault> {
+    let mut command = command(program);
+    command.args(arguments).process_group(0);
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(complaints);
+    let start = |source| ExecError::Start { program: program.to_owned(), source };
+    Ok(command.spawn().map_err(start)?)
 }
 
 #[expect(clippy::disallowed_methods, reason = "this is the helper that everyone else goes through")]

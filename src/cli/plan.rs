@@ -8,12 +8,12 @@ use serde_json::json;
 use super::Global;
 use super::output::Answer;
 use crate::base::Fault;
-use crate::converge::{Change, Engine, Kind, Purpose};
+use crate::converge::{self, Change, Engine, Kind, Purpose};
 
 /// Show what `apply` would change
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Compares the plan with what is there: rules in the kernel, route, files, units, and what Consul\nhas of this host. Touches nothing, and logs in nowhere: the daemon's login is used where there is one.\n`+` comes into being, `~` becomes different, `-` goes.\n\nExamples:\n  enmesh plan\n  enmesh plan --exit-code       exit status 2 when something would change\n  enmesh plan --json            the changes and the whole plan"
+    after_help = "Compares the plan with what is there: rules in the kernel, route, files, units, and what Consul\nhas of this host. Touches nothing, and logs in nowhere: the daemon's login is used where there is one.\n`+` comes into being, `~` becomes different, `-` goes. Says when a change waits for `enmesh confirm`.\n\nExamples:\n  enmesh plan\n  enmesh plan --exit-code       exit status 2 when something would change\n  enmesh plan --json            the changes and the whole plan"
 )]
 pub struct Plan {
     /// Exit with status 2 when something would change
@@ -31,8 +31,16 @@ impl Plan {
         let (changes, more) = engine.diff(&intent.plan).await?;
         let (mut faults, warnings) = (intent.faults(), intent.warnings());
         faults.extend(more);
-        let json = json!({ "changes": changes, "plan": intent.plan, "faults": faults, "warnings": warnings });
-        let mut answer = Answer::new(text(&changes), &json);
+        let pending = engine.pending();
+        let left = pending.map(|until| json!({ "seconds_left": until.left().as_secs() }));
+        let json = json!({
+            "changes": changes, "plan": intent.plan, "pending": left, "faults": faults, "warnings": warnings,
+        });
+        let mut told = text(&changes);
+        if let Some(until) = pending {
+            let _ = writeln!(told, "{}", converge::told(until));
+        }
+        let mut answer = Answer::new(told, &json);
         if self.exit_code && !changes.is_empty() {
             answer.exit = CHANGES;
         }

@@ -8,9 +8,9 @@ use serde_json::Value;
 
 use super::Global;
 use super::output::Answer;
-use crate::base::Fault;
+use crate::base::{Fault, Root};
 use crate::config::value::Span;
-use crate::converge::ConvergeError;
+use crate::converge::{self, ConvergeError};
 use crate::daemon::{client, control};
 
 /// Show services, sidecars, rules and the last errors
@@ -29,8 +29,7 @@ impl Status {
         let mut shown = String::new();
         loop {
             let status = client::status(&global.root()).await?;
-            let status = status
-                .ok_or_else(|| ConvergeError::NoDaemon { socket: global.root().join(control::SOCKET) })?;
+            let status = status.ok_or_else(|| no_daemon(&global.root()))?;
             let ready = at(&status, "/ready").as_bool().unwrap_or(false);
             let text = table(&status);
             if !self.watch {
@@ -47,6 +46,15 @@ impl Status {
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
     }
+}
+
+/// Nobody is there to say how things are; but what waits to be taken back stands in the state.
+fn no_daemon(root: &Root) -> Fault {
+    let mut fault = Fault::from(ConvergeError::NoDaemon { socket: root.join(control::SOCKET) });
+    if let Some(until) = converge::pending(root) {
+        fault.message = format!("{}; {}", fault.message, converge::told(&until));
+    }
+    fault
 }
 
 /// The status as a person reads it.

@@ -144,7 +144,8 @@ pub enum Inbound {
     /// Only the service's `port`.
     #[default]
     Service,
-    /// Every TCP port that is not bypassed.
+    /// Every TCP port that is not bypassed, and is not one at which others call this host's Consul agent
+    /// (8300 to 8302; its API where `[consul]` names it by an address that is not loopback's).
     All,
     /// None.
     None,

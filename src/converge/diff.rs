@@ -8,7 +8,7 @@ use crate::base::Fault;
 use crate::config::value::ServiceId;
 use crate::consul::Key;
 use crate::netns;
-use crate::plan::{Plan, ServicePlan};
+use crate::plan::{Plan, ServicePlan, routed};
 use crate::redirect::Desired;
 
 impl Engine {
@@ -56,10 +56,9 @@ impl Engine {
             service: None,
             details: Vec::new(),
         };
-        let removed =
-            ours.iter().filter(|net| Some(**net) != plan.virtual_net).map(|net| change(net, Kind::Remove));
-        let added =
-            plan.virtual_net.iter().filter(|net| !ours.contains(net)).map(|net| change(net, Kind::Add));
+        let wanted = plan.virtual_net.map(routed).unwrap_or_default();
+        let removed = ours.iter().filter(|net| !wanted.contains(net)).map(|net| change(net, Kind::Remove));
+        let added = wanted.iter().filter(|net| !ours.contains(net)).map(|net| change(net, Kind::Add));
         Ok(removed.chain(added).collect())
     }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use super::engine::Purpose;
 use super::entries;
 use super::error::ConvergeError;
+use super::facts;
 use super::membership::{ConsulStatus, Membership, XdsFault};
 use super::state::State;
 use crate::base::{Fault, LocalFuture, Root};
@@ -50,7 +51,7 @@ impl Drive {
     /// # Errors
     /// Consul's address or a file for TLS cannot be used.
     pub fn new(root: &Root, host: &HostConfig, purpose: Purpose) -> Result<Self, Fault> {
-        let is_static = is_static(root, host);
+        let is_static = facts::is_static(root, host);
         let membership = if is_static { None } else { Some(Membership::new(root, host, purpose)?) };
         let mesh: Box<dyn MeshSource> = match &membership {
             None => Box::new(StaticMesh::new(root.clone(), host.static_mesh.clone())),
@@ -66,7 +67,7 @@ impl Drive {
     pub async fn follow(&mut self, root: &Root, host: &HostConfig) -> Result<(), Fault> {
         let fits = match &self.membership {
             None => false,
-            Some(membership) => !is_static(root, host) && membership.fits(host),
+            Some(membership) => !facts::is_static(root, host) && membership.fits(host),
         };
         if !fits {
             self.replace(root, host).await?;
@@ -189,15 +190,6 @@ impl Drive {
             () = membership => News::Registration,
             () = login => News::Login,
         }
-    }
-}
-
-/// A configured peers file means `static`; else Consul is asked.
-fn is_static(root: &Root, host: &HostConfig) -> bool {
-    match host.control_plane {
-        ControlPlane::Static => true,
-        ControlPlane::Auto => root.join(&host.static_mesh.peers).exists(),
-        ControlPlane::Consul | ControlPlane::Catalog => false,
     }
 }
 

@@ -175,6 +175,7 @@ fn plan_of_nobody(host: &HostConfig, closed: bool) -> RedirectPolicy {
         outbound: id.into_iter().map(|id| (id, capture.clone())).collect(),
         inbound: BTreeMap::new(),
         dns: None,
+        agent_ports: BTreeSet::new(),
         virtual_route: Some(host.virtual_ips),
         host_end: None,
     }
@@ -219,6 +220,7 @@ mod tests {
         let rules = |port: u16| Guard {
             driver: "nftables".to_owned(),
             policy: RedirectPolicy {
+                agent_ports: BTreeSet::new(),
                 virtual_route: None,
                 ..plan_of_nobody(&HostConfig::default(), port > 0)
             },

@@ -9,7 +9,7 @@ use super::ssh;
 use super::state::State;
 use crate::base::{Fault, Root, files};
 use crate::config::value::{Scope, UserSpec};
-use crate::config::{Config, HostConfig, Profile};
+use crate::config::{Config, ControlPlane, HostConfig, Profile};
 use crate::envoy;
 use crate::netns::{self, Sockets};
 use crate::plan::facts::{HostFacts, User};
@@ -34,6 +34,7 @@ pub fn offline(root: &Root, config: &Config, state: &State, mesh: MeshView) -> R
         allocations: state.allocations.clone(),
         previous: state.generation.clone(),
         mesh,
+        consul: !is_static(root, &config.host),
         ssh_sessions: state.ssh.clone(),
         last_good: state.services.iter().map(|(id, service)| (id.clone(), service.into())).collect(),
         ..HostFacts::default()
@@ -66,6 +67,15 @@ pub async fn live(
     facts.unit_users =
         unit_users.into_iter().filter_map(|(unit, user)| Some((unit, uid_of(&facts.users, user)?))).collect();
     Ok(facts)
+}
+
+/// A configured peers file means `static`; else Consul is asked.
+pub fn is_static(root: &Root, host: &HostConfig) -> bool {
+    match host.control_plane {
+        ControlPlane::Static => true,
+        ControlPlane::Auto => root.join(&host.static_mesh.peers).exists(),
+        ControlPlane::Consul | ControlPlane::Catalog => false,
+    }
 }
 
 /// Whether systemd runs what runs here: asked of the configuration first, then of the tree.

@@ -5,7 +5,8 @@
 //! only a sidecar that is live gets traffic.
 
 mod adapters;
-pub mod change;
+pub mod between;
+mod change;
 mod diff;
 pub mod doctor;
 mod drive;
@@ -46,4 +47,4 @@ pub use session::TokenStatus;
 pub use sidecar::{Phase, SidecarStatus};
 pub use state::State;
 pub use status::{NamespaceStatus, PendingStatus, Repair, ServiceStatus, Status};
-pub use trial::TrialError;
+pub use trial::{TrialError, pending, told};

@@ -9,7 +9,7 @@ use super::state::Guard;
 use crate::base::Fault;
 use crate::config::value::ServiceId;
 use crate::netns;
-use crate::plan::Plan;
+use crate::plan::{Plan, routed};
 use crate::redirect::{self, Desired, Drift};
 
 impl Engine {
@@ -57,13 +57,14 @@ impl Engine {
             }
             return self.remove_rules().await;
         }
-        for net in netns::our_virtual_routes().await? {
-            if Some(net) != plan.virtual_net && self.pending().is_none() {
-                netns::remove_virtual_route(net).await?;
-            }
-        }
         if let Some(net) = plan.virtual_net {
             netns::ensure_virtual_route(net).await?;
+        }
+        let wanted = plan.virtual_net.map(routed).unwrap_or_default();
+        for net in netns::our_virtual_routes().await? {
+            if !wanted.contains(&net) && self.pending().is_none() {
+                netns::remove_virtual_route(net).await?;
+            }
         }
         let mut policy = plan.redirect.clone();
         if self.beside_others {

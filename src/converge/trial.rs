@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::engine::{Engine, Outcome, keep, read};
 use super::state::{Before, Guard, Pending, Remembered, State};
-use crate::base::{Class, Deadline, Explain, Fault};
+use crate::base::{Class, Deadline, Explain, Fault, Root};
 use crate::config::Config;
 use crate::config::value::Span;
 use crate::redirect::{Desired, Trial};
@@ -201,8 +201,26 @@ impl Engine {
         self.state.refused = None;
         if self.pending().is_some_and(Deadline::is_over) {
             self.state.trial = None;
+            // What is asked for now would lapse at once otherwise. Ending a trial touches nothing, so it cannot fail.
+            if let Err(fault) = self.adapters.firewall.on_trial(None) {
+                tracing::warn!(code = fault.code, "{fault}");
+            }
         }
         self.state.ssh.clear();
+    }
+}
+
+/// The change that waits for a confirmation by the state of the tree `root`; `None` also where nobody may read that.
+pub fn pending(root: &Root) -> Option<Deadline> {
+    State::load(root).ok().and_then(|(state, _)| state.trial).map(|pending| pending.until)
+}
+
+/// What is said of it.
+pub fn told(until: &Deadline) -> String {
+    // What is left is told in whole seconds, as the kernel counts.
+    match until.left().as_millis().div_ceil(1000) as u64 {
+        0 => "the change on trial is over: the rules of before count, and the next `enmesh` takes back the rest".to_owned(),
+        left => format!("taken back in {} unless you type `enmesh confirm`", Span(Duration::from_secs(left))),
     }
 }
 

@@ -4,6 +4,9 @@
 //! default route when there are no rules. A unicast route to loopback gives both. (Of type `local`
 //! the addresses would count as the host's own, which capture leaves alone; `blackhole` is an error
 //! before the rules run.)
+//!
+//! The pool of virtual IPs may have the limited broadcast in it. What that leaves of the pool
+//! ([`plan::routed`]) is several networks, with a route each.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -18,6 +21,7 @@ use super::error::{NetnsError, errno};
 use super::link::{LOOPBACK, link};
 use super::netlink::{collect, talk};
 use crate::base::Fault;
+use crate::plan;
 
 /// Marks routes as ours: the kernel keeps this number with each route and ignores it otherwise
 /// (`ip route show proto 240`).
@@ -38,17 +42,23 @@ pub enum VirtualRoute {
     Foreign,
 }
 
-/// How the route for `net` is right now.
+/// How the routes for `net` are right now.
 ///
 /// # Errors
 /// `ENM-N010` no netlink, `ENM-N011` the kernel refused.
 pub async fn virtual_route_state(net: Ipv4Net) -> Result<VirtualRoute, Fault> {
     let loopback = link(LOOPBACK).await?.index;
-    let routes = routes_to(net).await?;
-    Ok(state_of(&routes, loopback))
+    let all = main_routes_v4().await?;
+    if is_foreign(&all, net) {
+        return Ok(VirtualRoute::Foreign);
+    }
+    let states: Vec<VirtualRoute> =
+        plan::routed(net).into_iter().map(|part| state_of(&to(&all, part), loopback)).collect();
+    let worst = [VirtualRoute::Absent, VirtualRoute::Foreign].into_iter().find(|one| states.contains(one));
+    Ok(worst.unwrap_or(VirtualRoute::Ours))
 }
 
-/// Makes the route for `net` be there. Returns whether that changed anything; a foreign route for
+/// Makes the routes for `net` be there. Returns whether that changed anything; a foreign route for
 /// the same network is respected and nothing changes ([`virtual_route_state`] tells).
 ///
 /// # Errors
@@ -58,32 +68,43 @@ pub async fn ensure_virtual_route(net: Ipv4Net) -> Result<bool, Fault> {
     if !loopback.up {
         return Err(NetnsError::LoopbackDown.into());
     }
-    let routes = routes_to(net).await?;
-    if state_of(&routes, loopback.index) != VirtualRoute::Absent {
+    let all = main_routes_v4().await?;
+    if is_foreign(&all, net) {
+        return Ok(false);
+    }
+    let mut changed = false;
+    for part in plan::routed(net) {
+        changed |= ensure_part(part, to(&all, part), loopback.index).await?;
+    }
+    Ok(changed)
+}
+
+async fn ensure_part(net: Ipv4Net, routes: Vec<RouteMessage>, loopback: u32) -> Result<bool, Fault> {
+    if state_of(&routes, loopback) != VirtualRoute::Absent {
         return Ok(false);
     }
     // One of ours that leads elsewhere (loopback has one index, so only a hand can have done it).
     for stale in routes {
         remove(stale).await?;
     }
-    let net = net.trunc();
     // Of a wider scope the kernel looks for a source address that others can reach. Where there is none
     // (before DHCP, or with loopback alone) it takes 0.0.0.0, to which nothing is ever answered.
     let message = RouteMessageBuilder::<Ipv4Addr>::new()
         .destination_prefix(net.addr(), net.prefix_len())
-        .output_interface(loopback.index)
+        .output_interface(loopback)
         .scope(RouteScope::Host)
         .protocol(RouteProtocol::Other(ROUTE_PROTOCOL))
         .build();
     add(message, &format!("add the route {net} to loopback")).await
 }
 
-/// Removes our route for `net` and nothing else. Returns whether there was one.
+/// Removes our route whose destination is exactly `net`, one of [`our_virtual_routes`], and nothing else.
+/// Returns whether there was one.
 ///
 /// # Errors
 /// `ENM-N001` no privilege; otherwise as [`virtual_route_state`].
 pub async fn remove_virtual_route(net: Ipv4Net) -> Result<bool, Fault> {
-    let ours: Vec<RouteMessage> = routes_to(net).await?.into_iter().filter(is_ours).collect();
+    let ours = to(&main_routes_v4().await?, net).into_iter().filter(is_ours);
     let mut removed = false;
     for route in ours {
         removed |= remove(route).await?;
@@ -164,10 +185,17 @@ async fn remove(route: RouteMessage) -> Result<bool, Fault> {
     .await
 }
 
-/// The routes of the main table whose destination is exactly `net`.
-async fn routes_to(net: Ipv4Net) -> Result<Vec<RouteMessage>, Fault> {
-    let routes = main_routes_v4().await?;
-    Ok(routes.into_iter().filter(|route| destination(route) == Some(net.trunc())).collect())
+/// Those of `routes` whose destination is exactly `net`.
+fn to(routes: &[RouteMessage], net: Ipv4Net) -> Vec<RouteMessage> {
+    routes.iter().filter(|route| destination(route) == Some(net.trunc())).cloned().collect()
+}
+
+/// Whether somebody else routes all of `net`, and we do not.
+fn is_foreign(routes: &[RouteMessage], net: Ipv4Net) -> bool {
+    let whole = to(routes, net);
+    !whole.is_empty()
+        && !whole.iter().any(is_ours)
+        && !plan::routed(net).iter().all(|part| to(routes, *part).iter().any(is_ours))
 }
 
 async fn main_routes_v4() -> Result<Vec<RouteMessage>, Fault> {

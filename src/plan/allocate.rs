@@ -75,6 +75,30 @@ impl PortPool<'_> {
     }
 }
 
+/// What of the pool `net` is routed to loopback: all of it, but for the network that has the limited broadcast
+/// (255.255.255.255) in it. Where a route says where that goes, the kernel follows it.
+///
+/// Around that one address alone the rest of 240.0.0.0/4 would be 28 routes; without 255.0.0.0/8 it is four.
+pub fn routed(net: Ipv4Net) -> Vec<Ipv4Net> {
+    let Some(out) = unrouted(net) else { return vec![net.trunc()] };
+    let mut parts = Vec::new();
+    let mut rest = net.trunc();
+    while rest != out {
+        let Ok(mut halves) = rest.subnets(rest.prefix_len() + 1) else { break };
+        parts.extend(halves.next());
+        let Some(upper) = halves.next() else { break };
+        rest = upper;
+    }
+    parts
+}
+
+/// What of it is not; no virtual IP is given out from there.
+fn unrouted(net: Ipv4Net) -> Option<Ipv4Net> {
+    let prefix = if net.prefix_len() < 8 { 8 } else { 32 };
+    let last = Ipv4Net::new(Ipv4Addr::BROADCAST, prefix).ok()?;
+    net.contains(&Ipv4Addr::BROADCAST).then(|| last.trunc())
+}
+
 /// The virtual IP of `name`: the one it had, or the first free one from where the name's hash
 /// points. The hash makes hosts that never heard of each other agree nearly always.
 pub(super) fn virtual_ip(
@@ -84,7 +108,8 @@ pub(super) fn virtual_ip(
     pool: Ipv4Net,
     name: &ServiceName,
 ) -> Result<Ipv4Addr, PlanError> {
-    if let Some(ip) = given.get(name).filter(|ip| pool.contains(*ip) && !taken.contains(&IpAddr::V4(**ip))) {
+    let usable = |ip: Ipv4Addr| pool.contains(&ip) && unrouted(pool).is_none_or(|out| !out.contains(&ip));
+    if let Some(ip) = given.get(name).filter(|ip| usable(**ip) && !taken.contains(&IpAddr::V4(**ip))) {
         return Ok(*ip);
     }
     given.remove(name);
@@ -111,8 +136,14 @@ fn free_ip(
     let (first, last) = (u32::from(pool.network()), u32::from(pool.broadcast()));
     let count = last.checked_sub(first)?.checked_sub(1).filter(|count| *count > 0)?;
     let start = hash32(name.as_str()) % count;
+    // From a network that is not routed into the one below it, which is as large.
+    let down = unrouted(pool).map_or(0, |out| u32::from(out.hostmask()).wrapping_add(1));
+    let routed = |ip: u32| match unrouted(pool) {
+        Some(out) if out.contains(&Ipv4Addr::from(ip)) => ip.wrapping_sub(down),
+        _ => ip,
+    };
     (0..count)
-        .map(|step| Ipv4Addr::from(first + 1 + start.wrapping_add(step) % count))
+        .map(|step| Ipv4Addr::from(routed(first + 1 + start.wrapping_add(step) % count)))
         .take(held.len() + taken.len() + 1)
         .find(|ip| !held.contains(ip) && !taken.contains(&IpAddr::V4(*ip)))
 }
@@ -173,6 +204,24 @@ mod tests {
         assert_eq!(given.values().collect::<BTreeSet<_>>().len(), 6);
         let seventh = virtual_ip(&mut given, &BTreeSet::new(), &wanted, net, &names[6]);
         assert!(matches!(seventh, Err(PlanError::VirtualIpsUsedUp { .. })));
+    }
+
+    #[test]
+    fn the_limited_broadcast_has_no_route_and_its_network_no_virtual_ip() {
+        let routes = |net: &str| -> Vec<String> {
+            routed(net.parse().unwrap()).iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(routes("240.0.0.0/4"), ["240.0.0.0/5", "248.0.0.0/6", "252.0.0.0/7", "254.0.0.0/8"]);
+        assert_eq!(routes("10.0.0.0/8"), ["10.0.0.0/8"]);
+        assert_eq!(routes("255.255.255.252/30"), ["255.255.255.252/31", "255.255.255.254/32"]);
+        let pool: Ipv4Net = "240.0.0.0/4".parse().unwrap();
+        let mut given = BTreeMap::from([("old".parse().unwrap(), Ipv4Addr::new(255, 1, 2, 3))]);
+        for number in 0..200 {
+            let name = if number == 0 { "old".to_owned() } else { format!("n{number}") };
+            let ip = virtual_ip(&mut given, &BTreeSet::new(), &BTreeSet::new(), pool, &name.parse().unwrap())
+                .unwrap();
+            assert!(routed(pool).iter().any(|net| net.contains(&ip)), "{ip}");
+        }
     }
 
     proptest! {

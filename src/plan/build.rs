@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::agent;
 use super::allocate::{self, PortPool};
 use super::capture::Captures;
 use super::dns;
@@ -17,8 +18,8 @@ use super::problem::PlanError;
 use super::registration::{registration, set_outbound_port};
 use super::told::{COLLECTOR, Told};
 use super::{
-    Allocations, DnsPlan, ExplicitUpstream, Generation, HostFacts, Instance, MeshView, NamespacePlan, Plan,
-    RedirectPolicy, ServicePlan, SidecarPlan, Xds,
+    Allocations, DnsPlan, ExplicitUpstream, Generation, HostFacts, InboundPorts, Instance, MeshView,
+    NamespacePlan, Plan, RedirectPolicy, ServicePlan, SidecarPlan, Xds,
 };
 use crate::base::Fault;
 use crate::config::value::{AddressSpec, Port, Scope, ServiceId, ServiceName, UserSpec};
@@ -423,6 +424,10 @@ impl<'a> Builder<'a> {
         let inside = inside.collect();
         let mut policy = std::mem::take(&mut self.captures).policy(pool, &self.mesh, &own, proxy_uids);
         let listen = self.host.dns.listen;
+        if policy.inbound.values().any(|capture| capture.ports == InboundPorts::All) {
+            let agent = agent::ports(self.host, self.facts);
+            policy.agent_ports = agent.difference(&self.apps).copied().collect();
+        }
         policy.dns = dns::capture(listen, &self.dns_modes, &policy.outbound, &self.facts.users);
         (policy, inside)
     }

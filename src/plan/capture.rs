@@ -180,6 +180,7 @@ impl Captures {
             mesh_instances: directs.filter(|(address, _)| captured && !own.contains(address)).collect(),
             outbound: self.outbound,
             inbound: self.inbound,
+            agent_ports: BTreeSet::new(),
             dns: None,
             virtual_route: captured.then_some(pool),
             host_end: None,

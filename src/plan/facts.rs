@@ -39,6 +39,8 @@ pub struct HostFacts {
     pub previous: Option<Generation>,
     /// Who is out there.
     pub mesh: MeshView,
+    /// Whether the mesh is Consul's, and no peers file's.
+    pub consul: bool,
     /// Who tells the sidecars what to do.
     pub xds: Xds,
     /// The sidecars' registrations as Consul gives them back, with the cluster's defaults mixed in.

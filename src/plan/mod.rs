@@ -4,6 +4,7 @@
 //! maps, so the same inputs give the same bytes. What a user asks ("what would you do?", "what
 //! happens to this packet?") and what converges the host both read the same `Plan`.
 
+mod agent;
 mod allocate;
 mod build;
 mod capture;
@@ -20,7 +21,7 @@ mod ssh;
 mod tests;
 mod told;
 
-pub use allocate::Allocations;
+pub use allocate::{Allocations, routed};
 pub use build::plan;
 pub use capture::NEVER;
 pub use facts::HostFacts;

@@ -31,6 +31,9 @@ pub struct RedirectPolicy {
     pub outbound: BTreeMap<ServiceId, OutboundCapture>,
     /// Which inbound ports go to which sidecar. At most one is [`InboundPorts::All`].
     pub inbound: BTreeMap<ServiceId, InboundCapture>,
+    /// Ports at which others call the Consul agent of this host; [`InboundPorts::All`] leaves them alone.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub agent_ports: BTreeSet<u16>,
     /// DNS that goes to our resolver.
     pub dns: Option<DnsCapture>,
     /// Gets a route to loopback.

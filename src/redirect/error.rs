@@ -96,6 +96,12 @@ pub enum RedirectError {
         /// Why the rules of before could not be put back.
         second: String,
     },
+    /// The guard cannot be kept apart from what others flush.
+    #[error("a flush of all rules by somebody else will open the host until they are set again: {why}")]
+    NotKept {
+        /// In `nft`'s words or the system's.
+        why: String,
+    },
     /// Nothing in this driver lapses by itself.
     #[error("the driver `{driver}` cannot take rules back by itself, so there is nothing to confirm with it")]
     NoTrial {
@@ -128,6 +134,7 @@ impl Explain for RedirectError {
             RedirectError::IptablesRefused { .. } => "ENM-R016",
             RedirectError::HalfSet { .. } => "ENM-R017",
             RedirectError::NoTrial { .. } => "ENM-R050",
+            RedirectError::NotKept { .. } => "ENM-R060",
         }
     }
 
@@ -193,6 +200,10 @@ impl Explain for RedirectError {
             RedirectError::NoTrial { .. } => {
                 "install `nftables` (driver = \"auto\" takes it then), or `enmesh apply` without --confirm; \
                  iptables has no rules with a time limit, and a program that takes them back may be dead by then"
+            }
+            RedirectError::NotKept { .. } => {
+                "nothing else is lost; it takes a kernel from 5.12 on, and an `nft` from 1.0 on that knows \
+                 `flags owner` and `--interactive`. A firewall that flushes its own tables only needs none of it"
             }
             RedirectError::Told(_) => "this driver is for tests",
         }

@@ -156,7 +156,8 @@ pub trait Firewall {
         Ok(seen.differences)
     }
 
-    /// Starts listening for changes of the rules by others. `None` where nobody tells of them.
+    /// Starts listening for changes of the rules by others, and from then on keeps what of them can outlive those for as
+    /// long as this value lives. `None` where nobody tells of them.
     ///
     /// # Errors
     /// `ENM-R013` the kernel does not let us listen.

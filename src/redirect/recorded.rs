@@ -125,6 +125,7 @@ mod tests {
             outbound: BTreeMap::new(),
             inbound: BTreeMap::new(),
             dns: Some(dns),
+            agent_ports: BTreeSet::new(),
             virtual_route: None,
             host_end: None,
         };

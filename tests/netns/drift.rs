@@ -88,7 +88,8 @@ fn times_of(bed: &Bed, edit: &str) -> Vec<Duration> {
     for round in 1..=ROUNDS {
         bed.nft(&["-f", "-"], edit).unwrap();
         let changed = ears.next();
-        times.push(ears.next() - changed);
+        // On a busy machine both may be heard as one burst; that it was repaired shows in the count.
+        times.extend(ears.heard.recv_timeout(Duration::from_secs(1)).ok().map(|back| back - changed));
         let counted = before + u64::try_from(round).unwrap();
         host_bed::until("the count", SOON, || match repaired(bed) {
             count if count == counted => Ok(()),
@@ -98,6 +99,7 @@ fn times_of(bed: &Bed, edit: &str) -> Vec<Duration> {
         assert_eq!(table(bed), right, "{edit}\n{}", bed.log());
         thread::sleep(Duration::from_millis(110));
     }
+    assert!(times.len() > ROUNDS / 2, "{edit}: {} of {ROUNDS} repairs were heard of", times.len());
     times
 }
 
@@ -150,10 +152,10 @@ fn the_route_of_virtual_ips_comes_back() {
     };
     let mut times = Vec::new();
     for _ in 0..ROUNDS {
-        ip(&["route", "del", "240.0.0.0/4"]);
+        ip(&["route", "del", "240.0.0.0/5"]);
         let started = Instant::now();
         host_bed::until("the route's return", SOON, || {
-            let routes = ip(&["route", "show", "240.0.0.0/4"]);
+            let routes = ip(&["route", "show", "240.0.0.0/5"]);
             if routes.contains("dev lo") { Ok(()) } else { Err(routes) }
         })
         .unwrap_or_else(|e| panic!("{e}\n{}", bed.log()));

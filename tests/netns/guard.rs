@@ -11,6 +11,8 @@ mod lab;
 
 #[path = "guard/early.rs"]
 mod early;
+#[path = "guard/killed.rs"]
+mod killed;
 #[path = "guard/site.rs"]
 mod site;
 #[path = "guard/ssh.rs"]

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use enmesh::base::Fault;
 use enmesh::netns::{self, Namespace, VirtualRoute};
+use enmesh::plan;
 use ipnet::Ipv4Net;
 
 /// A namespace that goes with the test, whatever becomes of it.
@@ -210,12 +211,18 @@ fn the_virtual_route_comes_once_and_goes() {
     assert!(bed.ask(|| netns::ensure_virtual_route(virtual_net())).unwrap());
     assert!(!bed.ask(|| netns::ensure_virtual_route(virtual_net())).unwrap());
     assert_eq!(state(), VirtualRoute::Ours);
-    assert_eq!(bed.ask(netns::our_virtual_routes).unwrap(), [virtual_net()]);
+    assert_eq!(bed.ask(netns::our_virtual_routes).unwrap(), plan::routed(virtual_net()));
     let shown = bed.ip("route show proto 240");
-    assert!(shown.starts_with("240.0.0.0/4 dev lo"), "{shown}");
+    assert!(shown.starts_with("240.0.0.0/5 dev lo"), "{shown}");
 
-    assert!(bed.ask(|| netns::remove_virtual_route(virtual_net())).unwrap());
-    assert!(!bed.ask(|| netns::remove_virtual_route(virtual_net())).unwrap());
+    bed.ip("route del 252.0.0.0/7");
+    assert_eq!(state(), VirtualRoute::Absent, "not all of them");
+    assert!(bed.ask(|| netns::ensure_virtual_route(virtual_net())).unwrap());
+    assert_eq!(state(), VirtualRoute::Ours);
+    for part in plan::routed(virtual_net()) {
+        assert!(bed.ask(move || netns::remove_virtual_route(part)).unwrap());
+        assert!(!bed.ask(move || netns::remove_virtual_route(part)).unwrap());
+    }
     assert_eq!(bed.ip("route show table all"), before, "nothing is left");
 }
 
@@ -234,12 +241,15 @@ fn a_foreign_route_for_the_same_network_is_respected() {
 fn only_our_route_goes_when_a_foreign_one_stands_beside_it() {
     let bed = Bed::with_loopback();
     bed.ask(|| netns::ensure_virtual_route(virtual_net())).unwrap();
+    bed.ip("route add 240.0.0.0/5 dev lo metric 500");
     bed.ip("route add 240.0.0.0/4 dev lo metric 500");
     assert_eq!(bed.ask(|| netns::virtual_route_state(virtual_net())).unwrap(), VirtualRoute::Ours);
-    assert!(bed.ask(|| netns::remove_virtual_route(virtual_net())).unwrap());
+    for part in plan::routed(virtual_net()) {
+        assert!(bed.ask(move || netns::remove_virtual_route(part)).unwrap());
+    }
     let left = bed.ip("route show root 240.0.0.0/4");
-    assert_eq!(left.lines().count(), 1, "{left}");
-    assert!(left.contains("metric 500"), "{left}");
+    assert_eq!(left.lines().count(), 2, "{left}");
+    assert!(left.lines().all(|line| line.contains("metric 500")), "{left}");
 }
 
 #[test]
@@ -247,11 +257,11 @@ fn our_route_that_leads_elsewhere_is_set_right() {
     let (bed, other) = (Bed::with_loopback(), Bed::new());
     netns::veth_pair((&bed.namespace, "enm0"), (&other.namespace, "enm0")).unwrap();
     bed.ask(|| netns::set_up("enm0")).unwrap();
-    bed.ip("route add 240.0.0.0/4 dev enm0 proto 240");
+    bed.ip("route add 240.0.0.0/5 dev enm0 proto 240");
     assert_eq!(bed.ask(|| netns::virtual_route_state(virtual_net())).unwrap(), VirtualRoute::Absent);
     assert!(bed.ask(|| netns::ensure_virtual_route(virtual_net())).unwrap());
-    let shown = bed.ip("route show root 240.0.0.0/4");
-    assert!(shown.starts_with("240.0.0.0/4 dev lo") && shown.lines().count() == 1, "{shown}");
+    let shown = bed.ip("route show root 240.0.0.0/5");
+    assert!(shown.starts_with("240.0.0.0/5 dev lo") && shown.lines().count() == 1, "{shown}");
 }
 
 #[test]

@@ -279,6 +279,21 @@ impl Bed {
         Said { code, out: text(out), err: text(err) }
     }
 
+    /// Runs a command and kills it after that time. Returns whether it ran still.
+    pub fn run_killed(&self, arguments: &[&str], after: Duration) -> bool {
+        let mut command = self.command(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let run = || {
+            let mut child = command.spawn().unwrap();
+            thread::sleep(after);
+            let ran = child.try_wait().unwrap().is_none();
+            let _ = child.kill();
+            child.wait().unwrap();
+            ran
+        };
+        self.namespace.run(run).unwrap()
+    }
+
     /// The daemon's status, `null` when none answers.
     pub fn status(&self) -> Value {
         let said = self.run(&["status", "--json"]);

@@ -19,7 +19,7 @@ use crate::config::{self, Config, Driver};
 use crate::consul::xds::merged_proxy;
 use crate::consul::{Client, Settings};
 use crate::netns::{self, Namespace};
-use crate::plan::{MeshView, RedirectPolicy, RegisteredPorts};
+use crate::plan::{self, MeshView, RedirectPolicy, RegisteredPorts};
 use crate::redirect::takeover::{self, Leftover};
 use crate::redirect::{self, Desired, Firewall, Flags, HandError, Names, Request};
 
@@ -199,7 +199,7 @@ async fn set(
         first.policy = beside_theirs(first.policy);
     }
     if let Err(fault) = firewall.apply(&first) {
-        if let Some(net) = new_route {
+        for net in new_route.map(plan::routed).unwrap_or_default() {
             netns::remove_virtual_route(net).await?;
         }
         return Err(fault);

@@ -238,6 +238,7 @@ impl Request {
             outbound: [(id.clone(), out)].into(),
             inbound: [(id.clone(), inn)].into(),
             dns: self.dns.clone(),
+            agent_ports: BTreeSet::new(),
             virtual_route: Some(VIRTUAL),
             host_end: None,
         };
@@ -299,6 +300,7 @@ fn nothing() -> RedirectPolicy {
         outbound: BTreeMap::new(),
         inbound: BTreeMap::new(),
         dns: None,
+        agent_ports: BTreeSet::new(),
         virtual_route: None,
         host_end: None,
     }

@@ -234,6 +234,7 @@ mod tests {
                 except: BTreeSet::new(),
                 server: crate::plan::DnsServer::Ours,
             }),
+            agent_ports: BTreeSet::from([8300, 8301, 8302]),
             virtual_route: None,
             host_end: None,
         }
@@ -263,7 +264,7 @@ mod tests {
     #[test]
     fn it_names_verdict_and_rule() {
         let policy = policy(Ipv6Policy::Redirect, OnProxyFailure::Closed);
-        let rows: [(&[&str], Flow, &str, &str); 14] = [
+        let rows: [(&[&str], Flow, &str, &str); 15] = [
             (&["api", "all"], user(APP, "240.0.0.1:80"), "15001 api", "to the user's sidecar"),
             (&["api", "all"], user(7, "10.9.0.1:80"), "15002 all", "to the host's sidecar"),
             (&["api", "all"], user(5995, "10.9.0.1:80"), "direct", "bypassed users"),
@@ -276,6 +277,7 @@ mod tests {
             (&["all"], user(APP, "10.9.0.1:80"), "direct", "users whose sidecar is not live"),
             (&["api", "all"], outside("10.9.0.2:8080"), "21000 api", "to the port's sidecar"),
             (&["api", "all"], outside("0.0.0.0:22"), "direct", "bypassed ports"),
+            (&["api"], outside("10.9.0.2:8301"), "direct", "Consul's agent"),
             (&["api", "all"], outside("172.17.0.5:80"), "direct", "forwarded"),
             (&["api"], outside("0.0.0.0:99"), "refused", "all ports in the clear"),
         ];
@@ -283,6 +285,14 @@ mod tests {
             let expected = (verdict.to_owned(), rule.to_owned());
             assert_eq!(answer(&policy, live, &flow), expected, "{flow:?}");
         }
+    }
+
+    #[test]
+    fn the_limited_broadcast_is_no_virtual_ip() {
+        let policy = policy(Ipv6Policy::Redirect, OnProxyFailure::Closed);
+        let to = |to: &str| Flow { transport: Transport::Udp, ..user(APP, to) };
+        assert_eq!(answer(&policy, &["api"], &to("255.255.255.255:67")).0, "direct");
+        assert_eq!(answer(&policy, &["api"], &to("255.255.255.254:67")).0, "refused");
     }
 
     #[test]

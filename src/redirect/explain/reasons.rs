@@ -39,6 +39,7 @@ fn outbound(comment: &str) -> &'static str {
             "this user's own sidecar is not live, and must not be stood in for by another service's"
         }
         "virtual IPs" => "virtual IPs exist only in the mesh: an error at once is better than a timeout",
+        "limited broadcast" => "255.255.255.255 reaches whoever is on the link, and is nobody's virtual IP",
         "sealed users" | "the host is sealed" => {
             "`on_proxy_failure = \"sealed\"`: nothing goes out while the sidecar is not live"
         }
@@ -61,6 +62,10 @@ fn inbound(comment: &str) -> &'static str {
         "straight to a sidecar" | "to a sidecar" => "this is a sidecar's own port, where other sidecars call",
         "a port's bypassed interfaces" | "bypassed interfaces" => "`bypass.interfaces` of the service",
         "bypassed ports" => "`bypass.inbound_ports` of the service, or another service's own port",
+        "Consul's agent" => {
+            "other agents call the one of this host here: at 8300 to 8302, and at its API where `[consul]` names it by \
+             an address that is not loopback's"
+        }
         "ports with IPv6 allowed" | "IPv6 is allowed" => "`ipv6 = \"allow\"`: IPv6 is not the mesh's matter",
         "ports with IPv6 refused" | "IPv6 is refused" => "`ipv6 = \"refuse\"`: callers are to use IPv4",
         "IPv6 is not redirected" => "`ipv6` of the service is `allow` or `refuse`",

@@ -3,6 +3,7 @@
 pub(super) mod border;
 mod command;
 mod diff;
+mod keep;
 mod picture;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ use std::cell::RefCell;
 use serde_json::Value as Json;
 
 use self::diff::Wordings;
+use self::keep::Keep;
 use self::picture::Picture;
 use super::iptables;
 use super::ruleset::{self, Ruleset, json};
@@ -38,7 +40,7 @@ pub(super) use command::nft;
 /// How many differences an error names.
 const NAMED_DIFFERENCES: usize = 3;
 
-/// Programs `inet enmesh` through `nft -j`, each time in one transaction.
+/// Programs `inet enmesh` through `nft -j`: what is in force changes in one transaction.
 ///
 /// Keep one driver per network namespace for as long as the process runs: it remembers what it has set. The next
 /// [`Firewall::apply`] then changes only what differs (a sidecar that comes or goes is one map
@@ -54,6 +56,7 @@ pub struct Nftables {
     told: RefCell<Option<Deadline>>,
     /// What [`Drift`] need not tell.
     own: OwnCommits,
+    keep: RefCell<Keep>,
 }
 
 impl Nftables {
@@ -72,6 +75,33 @@ impl Nftables {
         self.own.add(command::load(&document.to_string())?);
         self.told.replace(until);
         Ok(())
+    }
+
+    /// Without the time: what is there afterwards is in force for nobody yet.
+    fn prepare(&self, document: &Json) -> Result<(), RedirectError> {
+        self.own.add(command::load(&document.to_string())?);
+        Ok(())
+    }
+
+    /// Makes the table, in two steps; after a failure there is none. In one where it is missed already, although
+    /// exceptions may count a moment late then: until it is back nothing is refused at all.
+    fn create(&self, ruleset: &Ruleset, missed: bool) -> Result<(), RedirectError> {
+        if missed {
+            return self.load(json::create(ruleset));
+        }
+        let [sets, rules] = json::create_sets_first(ruleset);
+        self.prepare(&sets)?;
+        self.load(rules).inspect_err(|_| {
+            // Nothing of it was in force, so that it stays would do no harm either.
+            let _ = self.prepare(&json::remove());
+        })
+    }
+
+    fn change(&self, known: &Ruleset, ruleset: &Ruleset) -> Result<(), RedirectError> {
+        if let Some(sets) = json::before_change(known, ruleset) {
+            self.prepare(&sets)?;
+        }
+        self.load(json::change(known, ruleset))
     }
 
     fn ruleset(&self, desired: &Desired) -> Ruleset {
@@ -117,8 +147,8 @@ impl Nftables {
 
     /// Makes the table where there is none, and says how the one that is there differs. Trying is
     /// cheaper than asking first.
-    fn make(&self, ruleset: &Ruleset, wanted: &Picture) -> Result<Vec<String>, RedirectError> {
-        match self.load(json::create(ruleset)) {
+    fn make(&self, ruleset: &Ruleset, wanted: &Picture, missed: bool) -> Result<Vec<String>, RedirectError> {
+        match self.create(ruleset, missed) {
             Ok(()) => {
                 let differences = self.compare(wanted, true)?;
                 if differences.is_empty() {
@@ -134,11 +164,11 @@ impl Nftables {
     /// Makes the kernel's table be `ruleset`, by the gentlest way that works: nothing to do; what
     /// differs from the last time; the whole table. Returns what was amiss before the table was
     /// replaced whole.
-    fn set(&self, ruleset: Ruleset) -> Result<Vec<String>, RedirectError> {
+    fn set(&self, ruleset: Ruleset, missed: bool) -> Result<Vec<String>, RedirectError> {
         let wanted = Picture::of_commands(&json::replace(&ruleset));
         let known = self.known.take();
         let differences = match &known {
-            Some(known) if *known != ruleset => match self.load(json::change(known, &ruleset)) {
+            Some(known) if *known != ruleset => match self.change(known, &ruleset) {
                 Ok(()) => self.compare(&wanted, false)?,
                 // Somebody edited the table meanwhile.
                 Err(error) => {
@@ -147,7 +177,7 @@ impl Nftables {
                 }
             },
             Some(_) => self.compare(&wanted, false)?,
-            None => self.make(&ruleset, &wanted)?,
+            None => self.make(&ruleset, &wanted, missed)?,
         };
         if !differences.is_empty() {
             let there_is_none = differences == [no_table()];
@@ -160,6 +190,11 @@ impl Nftables {
             }
         }
         self.tell_time()?;
+        // Rules on trial may lapse at any time, and what is kept would not.
+        match &*self.trial.borrow() {
+            Some(_) => self.keep.borrow_mut().release(),
+            None => self.keep.borrow_mut().hold(&ruleset),
+        }
         self.known.replace(Some(ruleset));
         Ok(differences)
     }
@@ -235,26 +270,35 @@ impl Firewall for Nftables {
         if self.is_nothing(desired) {
             return self.remove();
         }
-        self.set(self.ruleset(desired))?;
+        self.set(self.ruleset(desired), false)?;
         Ok(())
     }
 
     fn repair(&self, desired: &Desired) -> Result<Vec<String>, Fault> {
         // One reading less than the two steps apart, which counts while traffic goes astray.
-        Ok(self.set(self.ruleset(desired))?)
+        Ok(self.set(self.ruleset(desired), true)?)
     }
 
     fn watch(&self) -> Result<Option<Drift>, Fault> {
+        // Who listens stays, and may have set rules before.
+        self.keep.borrow_mut().begin();
+        if let (Some(known), None) = (&*self.known.borrow(), &*self.trial.borrow()) {
+            self.keep.borrow_mut().hold(known);
+        }
         Drift::watch(self.own.clone()).map(Some)
     }
 
     fn on_trial(&self, trial: Option<Trial>) -> Result<(), Fault> {
+        if trial.is_some() {
+            self.keep.borrow_mut().release();
+        }
         self.trial.replace(trial);
         Ok(())
     }
 
     fn drain(&self) -> Result<(), Fault> {
         self.trial.take();
+        self.keep.borrow_mut().release();
         if Self::read()?.is_some() {
             self.known.take();
             self.load(json::replace(&ruleset::husk()))?;
@@ -264,6 +308,7 @@ impl Firewall for Nftables {
 
     fn remove(&self) -> Result<(), Fault> {
         self.trial.take();
+        self.keep.borrow_mut().release();
         self.known.take();
         Ok(self.load(json::remove())?)
     }

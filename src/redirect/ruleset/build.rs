@@ -1,7 +1,7 @@
 //! The sets: every user, port, address and interface of a policy, sorted into its place.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -40,6 +40,7 @@ pub(in crate::redirect) fn build(policy: &RedirectPolicy, live: &BTreeSet<Servic
             InboundPorts::One(own) => sets.inbound_port(own, capture, live.contains(id)),
             InboundPorts::All => {
                 sets.inbound_all(capture, live.contains(id));
+                policy.agent_ports.iter().for_each(|open| sets.add("agent_ports", port(*open)));
                 all_ports = Some(capture);
             }
         }
@@ -71,13 +72,14 @@ pub(super) fn names(rule: &super::Rule) -> impl Iterator<Item = &'static str> {
 }
 
 /// Name, key, value, interval: every set that there can be, in the order in which they are shown.
-pub(super) const SHAPES: [(&str, &[Kind], Option<Kind>, bool); 35] = {
+pub(super) const SHAPES: [(&str, &[Kind], Option<Kind>, bool); 37] = {
     use Kind::{Family, Interface, Ip4, Ip6, Port, Protocol, Uid};
     [
         ("bypass_uids", &[Uid], None, false),
         ("proxy_uids", &[Uid], None, false),
         ("bypass_net4", &[Ip4], None, true),
         ("bypass_net6", &[Ip6], None, true),
+        ("broadcast4", &[Ip4], None, false),
         ("virtual4", &[Ip4], None, true),
         ("virtual6", &[Ip6], None, true),
         ("mesh4", &[Ip4, Port], None, false),
@@ -108,6 +110,7 @@ pub(super) const SHAPES: [(&str, &[Kind], Option<Kind>, bool); 35] = {
         ("in_redirect", &[Port], Some(Port), false),
         ("all_bypass_ports", &[Port], None, true),
         ("all_bypass_interfaces", &[Interface], None, false),
+        ("agent_ports", &[Port], None, false),
         ("all_redirect", &[Protocol], Some(Port), false),
     ]
 };
@@ -139,6 +142,10 @@ impl Sets {
             ALWAYS_BYPASSED.iter().chain(&policy.bypass_cidrs).copied(),
         );
         self.nets(["virtual4", "virtual6"], None, policy.virtual_nets.iter().copied());
+        let broadcast = IpAddr::V4(Ipv4Addr::BROADCAST);
+        if policy.virtual_nets.iter().any(|net| net.contains(&broadcast)) {
+            self.add("broadcast4", key([Value::Address(broadcast)]));
+        }
         for (address, own) in &policy.mesh_instances {
             let set = if address.is_ipv4() { "mesh4" } else { "mesh6" };
             self.add(set, key([Value::Address(*address), Value::Ports(*own, *own)]));

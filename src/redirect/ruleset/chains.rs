@@ -11,7 +11,7 @@ use super::Selector::{
     OutputInterface, Protocol, SocketUid, TcpDestination, UdpDestination, UdpSource,
 };
 use super::build::Sets;
-use super::{Base, Chain, Hook, Part, Rule, generation_comment};
+use super::{Base, Chain, Hook, MARK_CHAIN, Part, Rule, generation_comment};
 use crate::config::{Ipv6Policy, OnProxyFailure};
 use crate::plan::{DnsCapture, DnsServer, InboundCapture, OutboundCapture, RESOLVER_MARK, RedirectPolicy};
 
@@ -41,7 +41,7 @@ pub(super) fn chains(
     let outbound = !policy.outbound.is_empty();
     let base = |nat, hook, priority| Some(Base { nat, hook, priority });
     let mut chains = vec![Chain {
-        name: "generation",
+        name: MARK_CHAIN,
         base: None,
         rules: vec![Rule::new(generation_comment(&policy.generation), [Return])],
     }];
@@ -306,6 +306,8 @@ fn all_bypass(rules: &mut Vec<Rule>, sets: &Sets) {
     when(rules, sets.has(set), "bypassed interfaces", [Is(&[InputInterface], Set(set)), Accept]);
     let set = "all_bypass_ports";
     when(rules, sets.has(set), "bypassed ports", [Is(&[TcpDestination], Set(set)), Accept]);
+    let set = "agent_ports";
+    when(rules, sets.has(set), "Consul's agent", [Is(&[TcpDestination], Set(set)), Accept]);
 }
 
 fn guard_out(outbound: bool, everyone: Option<&OutboundCapture>, sets: &Sets) -> Vec<Rule> {
@@ -316,6 +318,8 @@ fn guard_out(outbound: bool, everyone: Option<&OutboundCapture>, sets: &Sets) ->
     rules.push(Rule::new("connections that run already", [NotOpening, Accept]));
     let parts = [Is(&[SocketUid], Set("proxy_uids")), Accept];
     when(&mut rules, sets.has("proxy_uids"), "sidecars", parts);
+    let parts = [Is(&[Ip4Destination], Set("broadcast4")), Accept];
+    when(&mut rules, sets.has("broadcast4"), "limited broadcast", parts);
     for (set, left, comment) in [
         ("virtual4", &[Ip4Destination] as &[_], "virtual IPs"),
         ("virtual6", &[Ip6Destination], "virtual IPs, IPv6"),

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::build::names;
-use super::{Chain, NamedSet, Ruleset};
+use super::{Chain, Element, NamedSet, Ruleset, Value};
 
 /// The difference between two rulesets, as steps in order. Chains and sets of one name have one
 /// kind, always, so only their content can differ.
@@ -16,8 +16,10 @@ pub(super) struct Changes<'a> {
     pub gone_sets: Vec<&'a NamedSet>,
     pub new_chains: Vec<&'a Chain>,
     pub new_sets: Vec<&'a NamedSet>,
-    /// Maps that stay, old and new, with elements that differ.
-    pub maps: Vec<(&'a NamedSet, &'a NamedSet)>,
+    /// New interval sets, which are made in a transaction of their own before.
+    pub early_sets: Vec<&'a NamedSet>,
+    /// Sets and maps that stay, old and new, with elements that differ.
+    pub elements: Vec<(&'a NamedSet, &'a NamedSet)>,
     /// Chains that get rules.
     pub filled: Vec<&'a Chain>,
 }
@@ -29,7 +31,7 @@ impl<'a> Changes<'a> {
         for set in &old.sets {
             match new.sets.iter().find(|other| other.name == set.name) {
                 Some(same) if same == set => {}
-                Some(other) if set.value.is_some() => changes.maps.push((set, other)),
+                Some(other) if is_apart(set, other) => changes.elements.push((set, other)),
                 other => {
                     changes.gone_sets.push(set);
                     changes.new_sets.extend(other);
@@ -38,7 +40,9 @@ impl<'a> Changes<'a> {
             }
         }
         let is_new = |set: &&NamedSet| !old.sets.iter().any(|other| other.name == set.name);
-        changes.new_sets.extend(new.sets.iter().filter(is_new));
+        let (early, late): (Vec<_>, Vec<_>) = new.sets.iter().filter(is_new).partition(|set| set.interval);
+        changes.early_sets = early;
+        changes.new_sets.extend(late);
         // A rule holds on to the set that it was made with.
         let holds = |chain: &Chain| chain.rules.iter().flat_map(names).any(|name| remade.contains(name));
         for chain in &old.chains {
@@ -62,4 +66,23 @@ impl<'a> Changes<'a> {
         }
         changes
     }
+}
+
+/// Whether one transaction can take out what is too much and put in what is missing. An interval that comes may not
+/// overlap one that goes.
+fn is_apart(old: &NamedSet, new: &NamedSet) -> bool {
+    let missing = |from: &'_ NamedSet, than: &NamedSet| -> Vec<Element> {
+        let there: BTreeSet<&Element> = than.elements.iter().collect();
+        from.elements.iter().filter(|element| !there.contains(element)).cloned().collect()
+    };
+    let (gone, come) = (missing(old, new), missing(new, old));
+    !old.dynamic() && (!old.interval || !come.iter().any(|come| gone.iter().any(|gone| overlap(gone, come))))
+}
+
+fn overlap(one: &Element, other: &Element) -> bool {
+    one.key.iter().zip(&other.key).all(|(one, other)| match (one, other) {
+        (Value::Ports(first, last), Value::Ports(from, to)) => first <= to && from <= last,
+        (Value::Net(one), Value::Net(other)) => one.contains(other) || other.contains(one),
+        (one, other) => one == other,
+    })
 }

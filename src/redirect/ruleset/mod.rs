@@ -11,7 +11,8 @@
 //! is left out. Which sidecars are live shows in the four redirect maps only: a sidecar that comes
 //! or goes changes map elements and no rule.
 //!
-//! The table appears, is replaced and goes in one transaction; between two rulesets that enmesh made
+//! The table is replaced and goes in one transaction; where there is none, its sets appear in one and all chains
+//! and rules in the next, since interval sets count a moment late ([`json::create_sets_first`]). Between two rulesets that enmesh made
 //! itself only what differs is touched ([`change`]).
 //!
 //! `accept` ends one base chain and no other, so it means "left alone" in NAT chains and guards
@@ -44,6 +45,8 @@
 //! - **Virtual IPs are refused whenever they are not redirected**, whoever asks and whatever
 //!   `on_proxy_failure` says: nothing is there to reach in the clear, so the choice is between an
 //!   error at once and a timeout.
+//! - **The limited broadcast** (255.255.255.255) lies in the virtual IPs' network and is none of them: DHCP and
+//!   discovery go by it.
 //! - **The guards do not ask who is live**: a redirected connection never meets them, so they close
 //!   the gap as soon as the redirect is gone, and hold even where somebody else's NAT came first.
 //! - **On trial** ([`trial`]) two rulesets are in the table, and the kernel goes back to the one of before by itself.
@@ -59,6 +62,7 @@ pub(super) mod tests;
 pub(super) mod text;
 pub(super) mod trial;
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::IpNet;
@@ -71,6 +75,12 @@ use crate::plan::Generation;
 
 /// The table. Its family is `inet`.
 pub const TABLE: &str = "enmesh";
+
+/// The table that has the guard once more while a daemon holds it. Its family is `inet`.
+pub const KEPT: &str = "enmesh_keep";
+
+/// A chain that only carries a comment.
+pub(super) const MARK_CHAIN: &str = "generation";
 
 /// What precedes `NUMBER:HASH` in the comment that names the generation.
 pub const GENERATION_MARK: &str = "enmesh:gen:";
@@ -111,8 +121,13 @@ impl NamedSet {
     /// when the element did not fit into its netlink message (64 KiB) and goes into the next, so
     /// no message of such a set may get full.
     pub fn parts(&self) -> impl Iterator<Item = &[Element]> {
+        self.parts_of(&self.elements)
+    }
+
+    /// The same of some of them.
+    pub fn parts_of<'a, T>(&self, elements: &'a [T]) -> impl Iterator<Item = &'a [T]> {
         let fragile = self.interval && self.key.len() > 1 && self.key.contains(&Kind::Uid);
-        self.elements.chunks(if fragile { PART } else { usize::MAX })
+        elements.chunks(if fragile { PART } else { usize::MAX })
     }
 }
 
@@ -273,6 +288,25 @@ pub(super) fn generation_comment(generation: &Generation) -> String {
 pub(super) fn generation_of(comment: &str) -> Option<Generation> {
     let (number, hash) = comment.strip_prefix(GENERATION_MARK)?.split_once(':')?;
     Some(Generation { number: number.parse().ok()?, hash: hash.to_owned() })
+}
+
+/// What of `rules` refuses: the guards, what they lead to and look into; and what keeps redirected connections
+/// redirected, as in the [`husk`]: without it their next packet would go where it was addressed, in the clear.
+/// Who is live is no matter of it.
+pub(super) fn guards(rules: &Ruleset) -> Ruleset {
+    let refuses = |chain: &&Chain| match chain.base {
+        Some(base) => !base.nat && base.priority == chains::GUARD,
+        None => ["refuse", "bypass"].contains(&chain.name),
+    };
+    let mut chains: Vec<Chain> = rules.chains.iter().filter(refuses).cloned().collect();
+    let name = |chain: Chain| {
+        let name = if chain.base.is_some_and(|base| base.nat) { "out" } else { "tracked" };
+        Chain { name, ..chain }
+    };
+    chains.extend(husk().chains.into_iter().map(name));
+    let used: BTreeSet<&str> = chains.iter().flat_map(|chain| &chain.rules).flat_map(build::names).collect();
+    let sets = rules.sets.iter().filter(|set| used.contains(set.name)).cloned().collect();
+    Ruleset { sets, chains }
 }
 
 /// The table that lets redirected connections run on while new ones go direct: a NAT chain without

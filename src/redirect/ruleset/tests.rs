@@ -193,6 +193,7 @@ pub(in crate::redirect) fn empty() -> RedirectPolicy {
         outbound: BTreeMap::new(),
         inbound: BTreeMap::new(),
         dns: None,
+        agent_ports: BTreeSet::new(),
         virtual_route: None,
         host_end: None,
     }
@@ -339,22 +340,37 @@ fn a_sidecar_that_comes_is_one_map_element() {
     };
     policy.outbound.insert(id(0), capture);
     let [down, up] = [BTreeSet::new(), BTreeSet::from([id(0)])].map(|live| build(&policy, &live));
-    let commands = |from, to| json::change(from, to)["nftables"].as_array().unwrap().clone();
+    let commands =
+        |from: &Ruleset, to: &Ruleset| json::change(from, to)["nftables"].as_array().unwrap().clone();
     let expected = serde_json::json!([{"add": {"element": {
         "family": "inet", "table": "enmesh", "name": "uid_redirect", "elem": [[1000, 15001]],
     }}}]);
     assert_eq!(serde_json::Value::Array(commands(&down, &up)), expected);
     assert!(commands(&up, &up).is_empty());
-    // A set that changes takes along the chains that look into it, and no other.
+    // A set gets elements, and no chain is touched for it.
+    let flushed = |from: &RedirectPolicy, to: &RedirectPolicy| -> Vec<_> {
+        let [from, to] = [from, to].map(|policy| build(policy, &BTreeSet::from([id(0)])));
+        let flushed = commands(&from, &to);
+        let flushed = flushed.iter().filter_map(|command| command.pointer("/flush/chain/name").cloned());
+        flushed.collect()
+    };
     policy.mesh_instances.insert(("10.0.0.1".parse().unwrap(), 80));
-    let more = build(&policy, &BTreeSet::from([id(0)]));
-    policy.mesh_instances.insert(("10.0.0.2".parse().unwrap(), 80));
-    let most = build(&policy, &BTreeSet::from([id(0)]));
-    let flushed: Vec<_> = commands(&more, &most)
-        .iter()
-        .filter_map(|command| command.pointer("/flush/chain/name").cloned())
-        .collect();
-    assert_eq!(flushed, ["guard_out"]);
+    policy.bypass_cidrs.insert("10.8.0.0/16".parse().unwrap());
+    let mut more = policy.clone();
+    more.mesh_instances.insert(("10.0.0.2".parse().unwrap(), 80));
+    more.bypass_cidrs.insert("10.7.0.0/24".parse().unwrap());
+    assert!(flushed(&policy, &more).is_empty());
+    // But one with an interval that overlaps a former one is made anew, with the chains that look into it.
+    more.bypass_cidrs.insert("10.8.0.0/14".parse().unwrap());
+    assert_eq!(flushed(&policy, &more), ["bypass"]);
+    // An interval set that was not there comes before everything else.
+    let without = build(&policy, &BTreeSet::new());
+    policy.outbound.get_mut(&id(0)).unwrap().bypass.ports.push("80".parse().unwrap());
+    let with = build(&policy, &BTreeSet::new());
+    let early = json::before_change(&without, &with).unwrap();
+    assert_eq!(early.pointer("/nftables/0/add/set/name").unwrap(), "uid_bypass_ports");
+    assert!(!json::change(&without, &with).to_string().contains("\"set\":{"));
+    assert_eq!(json::before_change(&with, &without), None);
 }
 
 /// The same ruleset while the trial lasts.

@@ -3,7 +3,10 @@
 use std::fmt::{self, Display, Write as _};
 
 use super::json::FAMILIES;
-use super::{Base, Chain, Element, Hook, Kind, NamedSet, Operand, Part, Ruleset, Selector, TABLE, Value};
+use super::{
+    Base, Chain, Element, Hook, KEPT, Kind, MARK_CHAIN, NamedSet, Operand, Part, Rule, Ruleset, Selector,
+    TABLE, Value,
+};
 use crate::plan::RESOLVER_LAPSE;
 
 /// Sets with no more elements than this stand on one line.
@@ -19,10 +22,35 @@ pub(in crate::redirect) fn remove() -> String {
     format!("add table inet {TABLE}\ndelete table inet {TABLE}\n")
 }
 
+/// Two transactions that make the table [`KEPT`], which belongs to whoever makes it, with the sets and then the chains
+/// of `ruleset`, and `mark` as a comment. With `again` it is there and goes first.
+pub(in crate::redirect) fn kept(ruleset: &Ruleset, mark: &str, again: bool) -> [String; 2] {
+    let gone = if again { format!("delete table inet {KEPT}\n") } else { String::new() };
+    let mark = Chain { name: MARK_CHAIN, base: None, rules: vec![Rule::new(mark, [Part::Return])] };
+    let chains: Vec<&Chain> = ruleset.chains.iter().chain([&mark]).collect();
+    let sets = Table { name: KEPT, flags: "\tflags owner\n\n", sets: &ruleset.sets, chains: Vec::new() };
+    let chains = Table { name: KEPT, flags: "\tflags owner\n\n", sets: &[], chains };
+    [format!("{gone}{sets}"), chains.to_string()]
+}
+
 impl Display for Ruleset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "table inet {TABLE} {{")?;
-        for set in &self.sets {
+        Table { name: TABLE, flags: "", sets: &self.sets, chains: self.chains.iter().collect() }.fmt(f)
+    }
+}
+
+struct Table<'a> {
+    name: &'static str,
+    flags: &'static str,
+    sets: &'a [NamedSet],
+    chains: Vec<&'a Chain>,
+}
+
+impl Display for Table<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.name;
+        write!(f, "table inet {name} {{\n{}", self.flags)?;
+        for set in self.sets {
             writeln!(f, "{set}")?;
         }
         for (index, chain) in self.chains.iter().enumerate() {
@@ -32,9 +60,9 @@ impl Display for Ruleset {
             write!(f, "{chain}")?;
         }
         writeln!(f, "}}")?;
-        for set in &self.sets {
+        for set in self.sets {
             for part in set.parts().skip(1) {
-                writeln!(f, "add element inet {TABLE} {} {}", set.name, braces(part, ""))?;
+                writeln!(f, "add element inet {name} {} {}", set.name, braces(part, ""))?;
             }
         }
         Ok(())

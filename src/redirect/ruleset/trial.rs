@@ -21,14 +21,14 @@ macro_rules! names {
     };
 }
 
-const BEFORE: [(&str, &str); 44] = names!(
+const BEFORE: [(&str, &str); 46] = names!(
     "refuse" "bypass" "raw_out" "raw_in" "out" "in" "guard_out" "guard_in" "generation"
-    "bypass_uids" "proxy_uids" "bypass_net4" "bypass_net6" "virtual4" "virtual6" "mesh4" "mesh6"
+    "bypass_uids" "proxy_uids" "bypass_net4" "bypass_net6" "broadcast4" "virtual4" "virtual6" "mesh4" "mesh6"
     "dns_uids" "dns_except" "dns_asked4" "dns_asked6" "dns_alive" "captured_uids" "uid_bypass_ports" "uid_bypass_net4"
     "uid_bypass_net6" "uid_allow6" "uid_refuse6" "uid_sealed" "uid_closed" "uid_redirect"
     "host_bypass_ports" "host_bypass_net4" "host_bypass_net6" "host_redirect" "sidecar_ports"
     "in_bypass_interfaces" "in_allow6" "in_refuse6" "in_refused" "in_redirect" "all_bypass_ports"
-    "all_bypass_interfaces" "all_redirect"
+    "all_bypass_interfaces" "agent_ports" "all_redirect"
 );
 
 /// `new` while the trial lasts, and `before` afterwards.

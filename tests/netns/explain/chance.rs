@@ -130,6 +130,7 @@ pub fn policy(chance: &mut StdRng) -> (RedirectPolicy, BTreeSet<ServiceId>) {
         outbound: BTreeMap::new(),
         inbound: BTreeMap::new(),
         dns: None,
+        agent_ports: BTreeSet::new(),
         virtual_route: None,
         host_end: None,
     };

@@ -1,8 +1,13 @@
 //! `enmesh early`, as enmesh-early.service calls it, with both drivers.
 
 use std::fs;
+use std::net::UdpSocket;
+use std::thread;
+use std::time::Duration;
 
-use crate::host_bed::{API, API_FILE, HOST_FILE, STATE_FILE};
+use nix::unistd::{Uid, setfsuid};
+
+use crate::host_bed::{API, API_FILE, API_USER, HOST_FILE, STATE_FILE};
 use crate::site::{DB, Fate, OTHER, Site};
 
 /// Handles too: a chain that was made anew has another.
@@ -12,6 +17,24 @@ fn table(site: &Site) -> String {
 
 fn chains(site: &Site) -> Vec<String> {
     table(site).lines().filter(|line| line.contains("chain ")).map(str::to_owned).collect()
+}
+
+/// The application's user sends to everybody on the link, and the peer hears it: an address may still have to be
+/// asked for.
+fn broadcast_arrives(site: &Site) {
+    let heard = site.peer.run(|| {
+        let socket = UdpSocket::bind("0.0.0.0:9997").unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        thread::spawn(move || socket.recv(&mut [0; 16]).is_ok())
+    });
+    let send = || {
+        setfsuid(Uid::from_raw(API_USER));
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.set_broadcast(true).unwrap();
+        socket.send_to(b"?", "255.255.255.255:9997")
+    };
+    let sent = site.bed.namespace.run(send).unwrap();
+    assert!(sent.is_ok() && heard.join().unwrap(), "{sent:?}");
 }
 
 /// As if the host was switched off: nobody and nothing of enmesh is left but its files.
@@ -42,6 +65,8 @@ fn boots_closed(driver: &str) {
     assert_eq!(said.code, Some(0), "{said:?}");
     assert_eq!((site.fate(DB), site.fate("240.1.2.3:80")), (Fate::Refused, Fate::Refused));
     assert_eq!(site.fate(OTHER), Fate::Direct, "the rest of the world is there");
+    site.ip("route add default via 10.9.0.1");
+    broadcast_arrives(&site);
     assert!(!site.bed.path("/run").exists(), "it writes nothing");
     // Twice is once.
     assert_eq!(site.bed.run(&["early"]).code, Some(0));
@@ -95,6 +120,8 @@ fn a_torn_state_closes_the_host_all_the_same() {
     site.bed.write(API_FILE, "name = 3\n");
     let said = site.bed.run(&["early", "--json"]);
     assert_eq!(said.json()["faults"][1]["code"], "ENM-D055", "{said:?}");
+    site.ip("route add default via 10.9.0.1");
+    broadcast_arrives(&site);
     assert_eq!(site.fate("240.1.2.3:80"), Fate::Refused);
     assert_eq!(site.fate(OTHER), Fate::Direct);
 }

@@ -12,6 +12,8 @@ mod scene;
 #[cfg(test)]
 mod drift;
 #[cfg(test)]
+mod held;
+#[cfg(test)]
 mod hitless;
 #[cfg(test)]
 mod leaks;

@@ -162,7 +162,7 @@ const WRAPPER: &str = "connect redirect-traffic -proxy-inbound-port=21000 -proxy
 #[test]
 fn a_wrappers_own_line_works_twice_and_leaves_nothing_behind() {
     let lab = Lab::new();
-    lab.host.ip("route del 240.0.0.0/4 dev lo");
+    lab.virtual_routes("del");
     lab.host.tool("iptables-nft-restore", "--noflush", crate::migrate::DOCKER);
     let (rules, before) = (settled(&lab.host.rules()), routes(&lab.host));
     fine(&lab.host, WRAPPER);
@@ -201,6 +201,30 @@ fn a_wrappers_own_line_works_twice_and_leaves_nothing_behind() {
     assert_eq!(routes(&lab.host), before);
     // There is nothing left to remove, and that is fine.
     fine(&lab.host, "redirect-traffic --remove");
+}
+
+/// Row 76: a namespace goes away with the rules in it. What is asked of it then is an error, and nothing happens to the
+/// caller's own.
+#[test]
+fn a_namespace_that_went_away() {
+    let name = format!("enmesh-went-{}", std::process::id());
+    let outside = Space::new();
+    let untouched = outside.rules();
+    let namespace = Namespace::create(&name).unwrap();
+    let up =
+        || exec::run(&exec::find("ip").unwrap(), &["link", "set", "lo", "up"], b"", Duration::from_secs(20));
+    namespace.run(up).unwrap().unwrap();
+    let line = ["redirect-traffic", "-proxy-uid=5995", "-proxy-inbound-port=20000", "-netns", &name];
+    let first = enmesh(&outside, &line);
+    drop(namespace);
+    Namespace::delete(&name).unwrap();
+    assert_eq!(first.0, 0, "{}", first.2);
+    let remove = ["redirect-traffic", "-remove", "-netns", &name];
+    for words in [line.as_slice(), &remove] {
+        let (status, _, err) = enmesh(&outside, words);
+        assert!(status == 1 && err.contains("ENM-N003"), "{words:?}: {status} {err}");
+    }
+    assert_eq!(outside.rules(), untouched);
 }
 
 /// Row 75.

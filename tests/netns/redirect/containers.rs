@@ -128,22 +128,37 @@ fn other_protocols_are_left_alone(driver: Driver) {
             thread::sleep(Duration::from_millis(20));
         }
     }
-    // Multicast and broadcast. The broadcast to all networks, 255.255.255.255, lies within 240.0.0.0/4 and is refused
-    // to UDP sockets; DHCP clients send it past the rules, from packet sockets.
-    for (target, port) in [("224.0.0.251:5353", 5353), ("10.9.0.255:9998", 9998)] {
-        let heard = lab.peer.run(move || {
-            let socket = UdpSocket::bind(("0.0.0.0", port)).unwrap();
-            socket.join_multicast_v4(&"224.0.0.251".parse().unwrap(), &"10.9.0.1".parse().unwrap()).unwrap();
-            socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-            thread::spawn(move || socket.recv(&mut [0; 16]).is_ok())
-        });
-        lab.host.run_as(APP, move || {
-            let socket = UdpSocket::bind(("10.9.0.2", 0)).unwrap();
-            socket.set_broadcast(true).unwrap();
-            socket.send_to(b"?", target).unwrap();
-        });
-        assert!(heard.join().unwrap(), "{target}");
+    // Multicast and broadcast. The limited broadcast, 255.255.255.255, lies within 240.0.0.0/4; a socket without an
+    // address of its own sends it where routes lead.
+    for (target, source) in [
+        ("224.0.0.251:5353", "10.9.0.2"),
+        ("10.9.0.255:9998", "10.9.0.2"),
+        ("255.255.255.255:9997", "10.9.0.2"),
+        ("255.255.255.255:9996", "0.0.0.0"),
+    ] {
+        broadcast(&lab, APP, source, target);
     }
+    // Virtual IPs are refused to users that nobody captures, too.
+    apply(&lab, driver, live(two_users()));
+    broadcast(&lab, NOBODY, "0.0.0.0", "255.255.255.255:9995");
+    assert_eq!(lab.host.ask(NOBODY, address("255.255.255.254:9995")), Outcome::Refused, "no broadcast");
+}
+
+/// Sends from an address of the host to everybody on the wire; the peer must hear it.
+fn broadcast(lab: &Lab, uid: u32, source: &'static str, target: &'static str) {
+    let port = address(target).port();
+    let heard = lab.peer.run(move || {
+        let socket = UdpSocket::bind(("0.0.0.0", port)).unwrap();
+        socket.join_multicast_v4(&"224.0.0.251".parse().unwrap(), &"10.9.0.1".parse().unwrap()).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        thread::spawn(move || socket.recv(&mut [0; 16]).is_ok())
+    });
+    let sent = lab.host.run_as(uid, move || {
+        let socket = UdpSocket::bind((source, 0)).unwrap();
+        socket.set_broadcast(true).unwrap();
+        socket.send_to(b"?", target)
+    });
+    assert!(sent.is_ok() && heard.join().unwrap(), "{uid} from {source} to {target}: {sent:?}");
 }
 
 /// Sends a packet of any IP protocol, header included.

@@ -133,12 +133,19 @@ impl Lab {
         host.ip("link set eth0 up");
         peer.ip("link set eth0 up");
         host.ip("route add default via 10.9.0.1");
-        host.ip("route add 240.0.0.0/4 dev lo");
+        lab.virtual_routes("add");
         host.ip("-6 route add fd00:240::/32 dev lo");
         peer.tool("nft", "-f -", WIRE);
         lab.services();
         lab.settle();
         lab
+    }
+
+    /// Adds or deletes the routes of virtual IPs.
+    pub fn virtual_routes(&self, deed: &str) {
+        for net in enmesh::plan::routed("240.0.0.0/4".parse().unwrap()) {
+            self.host.ip(&format!("route {deed} {net} dev lo"));
+        }
     }
 
     /// Waits until neighbours find each other in both families; IPv6 takes its time.

@@ -6,11 +6,15 @@
 //! measurement.
 
 #[cfg(test)]
+mod agent;
+#[cfg(test)]
 mod by_hand;
 #[cfg(test)]
 mod containers;
 #[cfg(test)]
 mod drivers;
+#[cfg(test)]
+mod first;
 #[cfg(test)]
 mod iptables;
 #[cfg(test)]
@@ -27,5 +31,7 @@ mod neighbours;
 mod scenarios;
 #[cfg(test)]
 mod speed;
+#[cfg(test)]
+mod ufw;
 #[cfg(test)]
 mod worlds;

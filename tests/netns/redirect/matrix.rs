@@ -176,6 +176,18 @@ fn every_port_as_in_legacy_files(driver: Driver) {
         ("1d", Host(NOBODY), "240.0.0.1:80", At("out")),
     ];
     check(driver, live(legacy()), rows);
+    let rows: &[Row] = &[
+        ("44c every port, but where others call Consul's agent", Peer, "10.9.0.2:8301", At("agent")),
+        ("44d its API, which nobody said is for others", Peer, "10.9.0.2:8502", At("in")),
+    ];
+    let mut policy = legacy();
+    policy.agent_ports = [8300, 8301, 8302].into();
+    check(driver, live(policy.clone()), rows);
+    let rows: &[Row] = &[
+        ("44e and while no sidecar is live", Peer, "10.9.0.2:8301", At("agent")),
+        ("44f", Peer, "10.9.0.2:8502", Refused),
+    ];
+    check(driver, down(policy), rows);
 }
 
 fn bypassed_interfaces(driver: Driver) {

@@ -24,9 +24,9 @@ use crate::lab::{Call, Lab, Space, serve};
 use crate::worlds::{APP, legacy, live};
 
 /// How long anything of a neighbour may take on a busy machine.
-const LIMIT: Duration = Duration::from_secs(60);
+pub const LIMIT: Duration = Duration::from_secs(60);
 
-fn neighbours() -> PathBuf {
+pub fn neighbours() -> PathBuf {
     let tree = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/neighbours");
     assert!(tree.join("complete").is_file(), "scripts/fetch-neighbours fetches Docker and firewalld");
     tree
@@ -78,7 +78,7 @@ fn python() -> [(&'static str, PathBuf); 1] {
 }
 
 /// Runs a command to its end; what it says, or how it failed.
-fn said(space: &Space, mut command: Command, stdin: Vec<u8>) -> Result<String, String> {
+pub fn said(space: &Space, mut command: Command, stdin: Vec<u8>) -> Result<String, String> {
     space.run(move || {
         let input = tempfile::tempfile().unwrap();
         std::io::Write::write_all(&mut &input, &stdin).unwrap();
@@ -190,12 +190,12 @@ fn sleeper() -> Vec<u8> {
 }
 
 /// As the daemon does when it hears of a change, or looks.
-fn repaired(lab: &Lab, driver: Driver) {
+pub fn repaired(lab: &Lab, driver: Driver) {
     lab.host.run(move || driver().repair(&live(legacy()))).unwrap_or_else(|fault| panic!("{fault}"));
 }
 
 /// Rows 1 and 38.
-fn holds(lab: &Lab, when: &str) {
+pub fn holds(lab: &Lab, when: &str) {
     assert_eq!(who(&lab.host.dial(APP, address("240.0.0.1:80"))), "out", "row 1, {when}");
     assert_eq!(who(&lab.peer.dial(0, address("10.9.0.2:8080"))), "in", "row 38, {when}");
 }
@@ -334,21 +334,7 @@ fn beside_firewalld(driver: Driver) {
     }
 }
 
-/// Row 73: what `nftables.service` does when it starts, reloads and stops.
-fn after_the_service_of_nftables(driver: Driver) {
-    let lab = Lab::new();
-    lab.host.run(move || driver().apply(&live(legacy()))).unwrap();
-    let started =
-        "flush ruleset\ntable inet filter { chain input { type filter hook input priority 0;\n}\n}\n";
-    for document in [started, "flush ruleset\n"] {
-        lab.host.tool("nft", "-f -", document);
-        repaired(&lab, driver);
-        holds(&lab, document);
-    }
-}
-
 cases! {
     beside_docker_engine,
     beside_firewalld,
-    after_the_service_of_nftables,
 }

@@ -80,7 +80,7 @@ fn refused_means_not_on_the_wire(driver: Driver) {
     apply(&lab, driver, down(whole_host()));
     let before = lab.on_the_wire();
     // Even when virtual IPs are routed outside.
-    lab.host.ip("route del 240.0.0.0/4 dev lo");
+    lab.virtual_routes("del");
     for to in ["240.0.0.1:80", "240.9.9.9:443", "10.9.0.1:9000", "[fd00:240::1]:80"] {
         let started = Instant::now();
         assert_eq!(lab.host.dial(APP, address(to)), Outcome::Refused, "{to}");
@@ -88,7 +88,7 @@ fn refused_means_not_on_the_wire(driver: Driver) {
     }
     assert_eq!(lab.host.ask(APP, address("240.0.0.1:9999")), Outcome::Refused);
     assert_eq!(lab.on_the_wire(), before);
-    lab.host.ip("route add 240.0.0.0/4 dev lo");
+    lab.virtual_routes("add");
     apply(&lab, driver, live(whole_host()));
     assert_eq!(who(&lab.host.dial(APP, address("240.0.0.1:80"))), "out");
 }
