@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt};
 use serde_json::Value;
 
-use super::adapters::Adapters;
+use super::adapters::{self, Adapters};
 use super::drive::{Drive, News};
 use super::facts;
 use super::health::{self, Checks};
@@ -28,6 +28,8 @@ use crate::mesh::Local;
 use crate::plan::facts::SshSession;
 use crate::plan::{self, HostFacts, MeshView, Plan, Xds};
 use crate::redirect::Desired;
+use crate::systemd::Systemd;
+use crate::systemd::scope::UnitUser;
 
 /// A plan together with the configuration that it came from.
 pub struct Intent {
@@ -99,7 +101,7 @@ pub struct Engine {
     /// Whether another redirector is in force as well, from which this one takes over.
     pub(super) beside_others: bool,
     /// What the plan in force was made from.
-    made_from: Option<(Config, HostFacts)>,
+    pub(super) made_from: Option<(Config, HostFacts)>,
     /// The host file as it counted last.
     pub(super) host: HostConfig,
     /// What a person asked for beyond what the files say.
@@ -327,6 +329,7 @@ impl Engine {
         }
         // The next boot is closed by what closes this one.
         keep(&mut faults, self.state.save(&self.root));
+        keep(&mut faults, self.hold_units(&config).await);
 
         faults.extend(self.keep_entries().await);
         faults.extend(self.register(&plan).await);
@@ -509,7 +512,7 @@ pub async fn look(root: &Root) -> Result<Intent, Fault> {
     };
     let view = drive.with_past(&mut state, &config.host, view);
     let mut facts = if root.is_host() {
-        facts::live(root, &config, &state, view.clone(), BTreeMap::new()).await?
+        facts::live(root, &config, &state, view.clone(), look_at_units(root, &config).await).await?
     } else {
         facts::offline(root, &config, &state, view.clone())?
     };
@@ -519,6 +522,18 @@ pub async fn look(root: &Root) -> Result<Intent, Fault> {
     facts.xds = drive.xds;
     let plan = plan::plan(&config, &facts);
     Ok(Intent { config, plan, view, unseen, login, of_mesh })
+}
+
+/// The users of units, as far as anybody may ask for them.
+async fn look_at_units(root: &Root, config: &Config) -> BTreeMap<String, UnitUser> {
+    let units = facts::scoped_units(config);
+    if units.is_empty() || !facts::runs_systemd(root, &config.host) {
+        return BTreeMap::new();
+    }
+    match Systemd::connect(root.clone()).await {
+        Ok(systemd) => adapters::unit_users(&systemd, units).await,
+        Err(_) => BTreeMap::new(),
+    }
 }
 
 /// What Consul makes of the registrations, where it drives the sidecars.

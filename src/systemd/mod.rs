@@ -6,6 +6,7 @@
 pub mod dropin;
 pub mod error;
 pub mod escape;
+pub mod hold;
 mod job;
 pub mod manager;
 pub mod notify;
@@ -24,7 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::sync::broadcast;
+use tokio::sync::{Notify, broadcast};
 use tokio::task::JoinHandle;
 use zbus::Connection;
 use zbus::proxy::CacheProperties;
@@ -85,6 +86,9 @@ struct Shared {
     version: Cell<u32>,
     seen: RefCell<BTreeMap<String, Seen>>,
     events: broadcast::Sender<UnitEvent>,
+    /// The objects of units whose users somebody asked for, and who waits for another answer.
+    scopes: RefCell<BTreeSet<String>>,
+    moved: Notify,
 }
 
 /// A unit as systemd describes it at one moment.
@@ -130,6 +134,8 @@ impl Systemd {
             version: Cell::new(0),
             seen: RefCell::new(BTreeMap::new()),
             events: broadcast::channel(EVENTS).0,
+            scopes: RefCell::default(),
+            moved: Notify::new(),
         });
         let version = shared.manager().await?.version().await.unwrap_or_default();
         shared.version.set(major(&version));

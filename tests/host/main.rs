@@ -18,6 +18,7 @@
 //! | `takeover` | the whole product: a host with a legacy service file moves over |
 //! | `life` | the whole product: two services through restarts, kills, an upgrade and the end |
 //! | `early` | closed from power-on to power-off |
+//! | `scopes` | units named in scopes, with users that are made at their start |
 //! | `package` | a host without Envoy, whose package manager installs it |
 //! | `names` | a name server outside |
 //! | `lab` | the whole product with a real Consul: three machines |
@@ -41,6 +42,7 @@ mod machine;
 mod manager;
 mod names;
 mod package;
+mod scopes;
 mod switch;
 mod takeover;
 mod tree;

@@ -26,6 +26,7 @@ pub(in crate::redirect) fn build(policy: &RedirectPolicy, live: &BTreeSet<Servic
     let mut everyone = None;
     for (id, capture) in &policy.outbound {
         match capture.who {
+            Who::Nobody => {}
             Who::Uid(uid) => sets.outbound_user(uid, capture, live.contains(id)),
             Who::Everyone => {
                 sets.outbound_everyone(capture, live.contains(id));
