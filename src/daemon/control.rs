@@ -153,7 +153,11 @@ async fn respond(
         }
         (&Method::POST, "/v1/hold") => {
             let Ok(hold) = serde_json::from_slice::<Hold>(&question.body) else {
-                return (StatusCode::BAD_REQUEST, JSON, body(&json!({ "error": "expected {\"unit\": name}" })));
+                return (
+                    StatusCode::BAD_REQUEST,
+                    JSON,
+                    body(&json!({ "error": "expected {\"unit\": name}" })),
+                );
             };
             match ask(requests, Deed::Hold(hold.unit.clone())).await {
                 Some(Ok(_)) => (StatusCode::OK, JSON, body(&json!(hold))),

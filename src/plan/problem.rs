@@ -53,7 +53,9 @@ pub enum PlanError {
         what: String,
     },
     /// Two units run as one user, by which their connections cannot be told apart.
-    #[error("service `{id}` and service `{other}` name units that both run as uid {uid} ({unit} is the second)")]
+    #[error(
+        "service `{id}` and service `{other}` name units that both run as uid {uid} ({unit} is the second)"
+    )]
     SharedUser {
         /// The service that is left out.
         id: ServiceId,

@@ -14,6 +14,7 @@ mod error;
 mod explain;
 mod foreign;
 mod iptables;
+mod kernel_tables;
 mod nftables;
 mod recorded;
 mod ruleset;

@@ -9,8 +9,8 @@ use std::path::Path;
 
 use super::error::SystemdError;
 use super::{Systemd, call_failed};
-use crate::base::files::{self, Access};
 use crate::base::Fault;
+use crate::base::files::{self, Access};
 
 /// The drop-in. One of this name in `/run/systemd/system` stands before one that the generator made.
 const FILE: &str = "50-enmesh-hold.conf";

@@ -62,10 +62,8 @@ fn peers(port: impl Fn(u16) -> Option<u64>) -> String {
     for n in 0..SERVICES {
         let caller = next(n, SERVICES - 1);
         let ip = virtual_ip(n).ip();
-        let _ = writeln!(
-            text,
-            "[[service]]\nname = \"s{n}\"\nvirtual_ips = [\"{ip}\"]\nallow = [\"s{caller}\"]"
-        );
+        let _ =
+            writeln!(text, "[[service]]\nname = \"s{n}\"\nvirtual_ips = [\"{ip}\"]\nallow = [\"s{caller}\"]");
         if let Some(port) = port(n) {
             let _ = writeln!(text, "[[service.instance]]\naddress = \"127.0.0.1\"\nport = {port}\n");
         }
@@ -115,8 +113,7 @@ fn ready(bed: &Bed) -> Value {
 /// What the service `of` hears when it calls the virtual IP of `to`.
 fn call(of: u16, to: u16) -> Result<String, String> {
     setfsuid(Uid::from_raw(uid(of)));
-    let mut stream =
-        TcpStream::connect_timeout(&virtual_ip(to), SOON).map_err(|error| error.to_string())?;
+    let mut stream = TcpStream::connect_timeout(&virtual_ip(to), SOON).map_err(|error| error.to_string())?;
     stream.set_read_timeout(Some(SOON)).unwrap();
     // The other sidecar decides whether it takes the caller when that has said something.
     stream.write_all(b"hello\n").map_err(|error| error.to_string())?;

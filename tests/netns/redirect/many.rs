@@ -44,8 +44,7 @@ fn hundred() -> RedirectPolicy {
     let mut policy = bare();
     policy.outbound =
         (0..SERVICES).map(|n| (id(n), outbound(Who::Uid(uid(n)), out(n)))).collect::<BTreeMap<_, _>>();
-    policy.inbound =
-        (0..SERVICES).map(|n| (id(n), inbound(InboundPorts::One(app(n)), public(n)))).collect();
+    policy.inbound = (0..SERVICES).map(|n| (id(n), inbound(InboundPorts::One(app(n)), public(n)))).collect();
     policy
 }
 
