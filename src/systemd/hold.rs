@@ -7,8 +7,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use super::Systemd;
 use super::error::SystemdError;
-use super::{Systemd, call_failed};
 use crate::base::Fault;
 use crate::base::files::{self, Access};
 
@@ -66,8 +66,7 @@ impl Systemd {
         let folder = self.shared.root.join(FOLDER);
         let written = write(&folder, units)?;
         if remove_others(&folder, units)? || written {
-            let manager = self.shared.manager().await?;
-            manager.reload().await.map_err(|e| call_failed("Reload", "", e))?;
+            self.shared.reload("").await?;
         }
         Ok(())
     }
