@@ -75,7 +75,7 @@ fn table_by_hand() -> String {
 
 /// The same policy as enmesh's own driver gets it, with one bypassed port that every generation has for
 /// itself.
-fn desired(number: u16) -> Result<Desired, Box<dyn Error>> {
+pub fn desired(number: u16) -> Result<Desired, Box<dyn Error>> {
     let example = &today::EXAMPLE;
     let id: ServiceId = "api".parse().map_err(|_| "an id")?;
     let proxy_uids = BTreeSet::from([example.proxy_uid]);

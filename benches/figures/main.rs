@@ -12,14 +12,18 @@
 mod agent;
 mod apply;
 mod catalog;
+mod connect;
 mod daemon;
 mod host;
+mod lane;
 mod pipeline;
 mod planning;
 mod program;
+mod repair;
 mod size;
 mod space;
 mod stats;
+mod swap;
 mod table;
 mod today;
 
@@ -35,9 +39,12 @@ type Answer = Result<Table, Box<dyn Error>>;
 type Figure = (&'static str, fn() -> Answer);
 
 /// The figures, in the order they are printed.
-const FIGURES: [Figure; 8] = [
+const FIGURES: [Figure; 11] = [
     ("apply", apply::from_nothing),
     ("apply-again", apply::again),
+    ("connect", connect::measure),
+    ("swap", swap::measure),
+    ("repair", repair::measure),
     ("plan", planning::measure),
     ("live", daemon::file_to_live),
     ("pipeline", pipeline::measure),

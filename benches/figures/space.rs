@@ -1,4 +1,4 @@
-//! A network namespace for the whole program.
+//! Network namespaces for what is measured.
 
 use std::error::Error;
 use std::fs;
@@ -7,13 +7,13 @@ use nix::sched::{CloneFlags, unshare};
 
 use crate::program;
 
-/// Takes the program into a new network namespace with loopback up. To be called while there is one
-/// thread: threads and children started later are in it, too.
+/// Takes this thread into a new network namespace with loopback up. Threads and programs that it starts
+/// later are in it, too.
 pub fn enter_own_namespace() -> Result<(), Box<dyn Error>> {
-    let before = fs::read_link("/proc/self/ns/net")?;
+    let before = fs::read_link("/proc/thread-self/ns/net")?;
     unshare(CloneFlags::CLONE_NEWNET)
         .map_err(|error| format!("cannot make a network namespace ({error}); run as root: make bench"))?;
-    if fs::read_link("/proc/self/ns/net")? == before {
+    if fs::read_link("/proc/thread-self/ns/net")? == before {
         return Err("still in the host's network namespace; nothing is measured there".into());
     }
     program::run("ip", &["link", "set", "lo", "up"], "")

@@ -76,11 +76,17 @@ fn text(found: &Found) -> String {
         }
     }
     let stay: Vec<_> = found.scripts.iter().filter(|script| script.fate != Fate::MovedAside).collect();
-    if !stay.is_empty() {
+    if !stay.is_empty() || !found.dns.is_empty() {
         text.push_str("what stays:\n");
     }
     for script in stay {
         let _ = writeln!(text, "  {} ({})", script.path.display(), script.because);
+    }
+    for rule in &found.dns {
+        let _ = writeln!(
+            text,
+            "  rule {rule}: sends names to Consul; take it out by hand when enmesh answers them"
+        );
     }
     if !found.is_empty() {
         text.push_str("every other rule stays as it is; `enmesh migrate --yes` does it\n");

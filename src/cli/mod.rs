@@ -9,6 +9,7 @@ mod doctor;
 mod down;
 mod early;
 mod explain;
+mod hold;
 mod migrate;
 mod output;
 mod plan;
@@ -97,6 +98,8 @@ enum Verb {
     Check(check::Check),
     /// Wait until a service's sidecar is live, as in ExecStartPre=
     Wait(wait::Wait),
+    /// Say whether a unit may start, as systemd asks before it does
+    Hold(hold::Hold),
     /// Say how a `ttl` check is: the app's own word about itself
     Report(report::Report),
     /// Make a local certificate authority, or a certificate from it
@@ -110,6 +113,9 @@ enum Verb {
 
 /// Parses the command line, does what it says, and returns the exit status.
 pub fn main() -> ExitCode {
+    if let Some(done) = hold::generator(std::env::args_os()) {
+        return done;
+    }
     let cli = match Cli::try_parse_from(redirect_traffic::two_dashes(std::env::args_os())) {
         Ok(cli) => cli,
         Err(error) => {
@@ -149,6 +155,7 @@ fn dispatch(cli: Cli) -> Result<Answer, Fault> {
         Verb::Probe(verb) => local(verb.run(&global)),
         Verb::Check(verb) => verb.run(&global),
         Verb::Wait(verb) => local(verb.run(&global)),
+        Verb::Hold(verb) => local(verb.run(&global)),
         Verb::Report(verb) => local(verb.run(&global)),
         Verb::Ca(verb) => verb.run(&global),
         Verb::Demo(verb) => verb.run(&global),

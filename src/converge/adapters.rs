@@ -43,16 +43,22 @@ impl Adapters {
 
     /// The users that units run as; a unit that nobody knows is left out.
     pub async fn unit_users(&self, units: BTreeSet<String>) -> BTreeMap<String, UnitUser> {
-        let mut users = BTreeMap::new();
-        if let Some(systemd) = &self.systemd {
-            for unit in units {
-                if let Ok(Some(user)) = systemd.user_of(&unit).await {
-                    users.insert(unit, user);
-                }
-            }
+        match &self.systemd {
+            Some(systemd) => unit_users(systemd, units).await,
+            None => BTreeMap::new(),
         }
-        users
     }
+}
+
+/// The same, asked of `systemd`.
+pub(super) async fn unit_users(systemd: &Systemd, units: BTreeSet<String>) -> BTreeMap<String, UnitUser> {
+    let mut users = BTreeMap::new();
+    for unit in units {
+        if let Ok(Some(user)) = systemd.user_of(&unit).await {
+            users.insert(unit, user);
+        }
+    }
+    users
 }
 
 /// The driver. `auto` means nftables where it works, else iptables.

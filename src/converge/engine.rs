@@ -11,7 +11,7 @@ use futures_util::stream::{self, StreamExt};
 use serde_json::Value;
 use tokio::time::timeout;
 
-use super::adapters::Adapters;
+use super::adapters::{self, Adapters};
 use super::drive::{Drive, News};
 use super::facts;
 use super::health::{self, Checks};
@@ -31,6 +31,8 @@ use crate::mesh::Local;
 use crate::plan::facts::SshSession;
 use crate::plan::{self, HostFacts, MeshView, Plan, ServicePlan, Xds};
 use crate::redirect::Desired;
+use crate::systemd::Systemd;
+use crate::systemd::scope::UnitUser;
 
 /// A plan together with the configuration that it came from.
 pub struct Intent {
@@ -302,6 +304,7 @@ impl Engine {
         self.close_namespaces(&plan);
         // The next boot is closed by what closes this one.
         keep(&mut faults, self.state.save(&self.root));
+        keep(&mut faults, self.hold_units(&config).await);
 
         faults.extend(self.keep_entries().await);
         faults.extend(self.register(&plan).await);
@@ -443,7 +446,7 @@ pub async fn look(root: &Root) -> Result<Intent, Fault> {
     };
     let view = drive.with_past(&mut state, &config.host, view);
     let mut facts = if root.is_host() {
-        facts::live(root, &config, &state, view.clone(), BTreeMap::new()).await?
+        facts::live(root, &config, &state, view.clone(), look_at_units(root, &config).await).await?
     } else {
         facts::offline(root, &config, &state, view.clone())?
     };
@@ -453,6 +456,18 @@ pub async fn look(root: &Root) -> Result<Intent, Fault> {
     facts.xds = drive.xds;
     let plan = plan::plan(&config, &facts);
     Ok(Intent { config, plan, view, unseen, login, of_mesh })
+}
+
+/// The users of units, as far as anybody may ask for them.
+async fn look_at_units(root: &Root, config: &Config) -> BTreeMap<String, UnitUser> {
+    let units = facts::scoped_units(config);
+    if units.is_empty() || !facts::runs_systemd(root, &config.host) {
+        return BTreeMap::new();
+    }
+    match Systemd::connect(root.clone()).await {
+        Ok(systemd) => adapters::unit_users(&systemd, units).await,
+        Err(_) => BTreeMap::new(),
+    }
 }
 
 /// What Consul makes of the registrations, where it drives the sidecars.

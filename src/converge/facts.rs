@@ -64,8 +64,7 @@ pub async fn live(
     facts.envoy = envoy::Programs::default().find(&config.host.envoy.path).ok();
     facts.foreign_ports = foreign_ports(envoy_uid);
     facts.ssh_sessions.extend(ssh::sessions(root));
-    facts.unit_users =
-        unit_users.into_iter().filter_map(|(unit, user)| Some((unit, uid_of(&facts.users, user)?))).collect();
+    facts.unit_users = unit_uids(root, unit_users)?;
     Ok(facts)
 }
 
@@ -88,11 +87,14 @@ pub fn runs_systemd(root: &Root, host: &HostConfig) -> bool {
     }
 }
 
-fn uid_of(users: &BTreeMap<String, User>, user: UnitUser) -> Option<u32> {
+/// `None` where a user is named that is not there; `Some(None)` where one is made when the unit starts.
+fn uid_of(users: &BTreeMap<String, User>, user: UnitUser) -> Option<Option<u32>> {
+    let named = |name: &str| users.get(name).map(|user| user.uid).or_else(|| name.parse().ok());
     match user {
-        UnitUser::Running(uid) => Some(uid),
-        UnitUser::Named(name) if name.is_empty() => Some(0),
-        UnitUser::Named(name) => users.get(&name).map(|user| user.uid).or_else(|| name.parse().ok()),
+        UnitUser::Running(uid) => Some(Some(uid)),
+        UnitUser::Named(name) if name.is_empty() => Some(Some(0)),
+        UnitUser::Named(name) => named(&name).map(Some),
+        UnitUser::Dynamic(name) => Some(named(&name)),
     }
 }
 
@@ -124,7 +126,19 @@ pub async fn user_of_unit(root: &Root, unit: &str) -> Result<u32, Fault> {
             "start it, since a dynamic user has its number only while it runs; or say a number with --uid",
         )
     };
-    uid_of(&users, user.ok_or_else(unknown)?).ok_or_else(nobody)
+    uid_of(&users, user.ok_or_else(unknown)?).flatten().ok_or_else(nobody)
+}
+
+/// The users of units, as the plan wants to know them.
+///
+/// # Errors
+/// `/etc/passwd` is there and cannot be read.
+pub fn unit_uids(
+    root: &Root,
+    found: BTreeMap<String, UnitUser>,
+) -> Result<BTreeMap<String, Option<u32>>, Fault> {
+    let users = users(&text(root, "/etc/passwd")?);
+    Ok(found.into_iter().filter_map(|(unit, user)| Some((unit, uid_of(&users, user)?))).collect())
 }
 
 /// The units whose users the configuration asks for.
@@ -132,6 +146,7 @@ pub fn scoped_units(config: &Config) -> BTreeSet<String> {
     config
         .services
         .iter()
+        .filter(|service| service.enabled)
         .filter_map(|service| match &service.capture.scope {
             Scope::Unit(unit) => Some(unit.clone()),
             Scope::Host | Scope::User(_) | Scope::Netns(_) => None,

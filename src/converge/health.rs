@@ -270,7 +270,7 @@ fn user_of(scope: &Scope, facts: Option<&HostFacts>) -> User {
     let uid = match scope {
         Scope::User(UserSpec::Uid(uid)) => Some(*uid),
         Scope::User(UserSpec::Name(name)) => facts.users.get(name).map(|user| user.uid),
-        Scope::Unit(unit) => facts.unit_users.get(unit).copied(),
+        Scope::Unit(unit) => facts.unit_users.get(unit).copied().flatten(),
         Scope::Host | Scope::Netns(_) => None,
     };
     let Some(uid) = uid.filter(|uid| *uid != 0) else { return nobody };
@@ -288,7 +288,7 @@ mod tests {
         let mut facts = HostFacts::default();
         facts.users.insert("root".to_owned(), Known { uid: 0, gid: 0 });
         facts.users.insert("app".to_owned(), Known { uid: 1000, gid: 100 });
-        facts.unit_users.insert("shop.service".to_owned(), 1000);
+        facts.unit_users.insert("shop.service".to_owned(), Some(1000));
         let user = |scope: &str| {
             let user = user_of(&scope.parse().unwrap(), Some(&facts));
             (user.uid, user.gid)

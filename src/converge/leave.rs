@@ -79,6 +79,7 @@ impl Engine {
             self.state.refused = None;
             keep(&mut faults, self.remove_rules().await);
             faults.extend(self.remove_namespaces(None).await);
+            keep(&mut faults, self.let_units_go().await);
             keep(&mut faults, self.names.end(self.adapters.systemd.as_ref()).await);
             self.plan = None;
             self.state.generation = None;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use hyper::Method;
 use serde_json::Value;
 
-use super::control::{Names, SOCKET};
+use super::control::{Hold, Names, SOCKET};
 use crate::base::http::{self, HttpError};
 use crate::base::{Fault, Root};
 use crate::converge::{ConvergeError, Report};
@@ -15,6 +15,9 @@ const ASK_LIMIT: Duration = Duration::from_secs(5);
 
 /// A deed may drain connections for minutes.
 const DEED_LIMIT: Duration = Duration::from_secs(600);
+
+/// A unit that starts has 90 s for everything unless its file says otherwise.
+const HOLD_LIMIT: Duration = Duration::from_secs(75);
 
 /// A report goes on to an agent, after what the daemon is at.
 const REPORT_LIMIT: Duration = Duration::from_secs(30);
@@ -58,6 +61,15 @@ pub async fn down(root: &Root, services: &[String]) -> Result<Option<Value>, Fau
 pub async fn report(root: &Root, report: &Report) -> Result<Option<Value>, Fault> {
     let body = serde_json::to_vec(report).unwrap_or_default();
     ask(root, Method::POST, "/v1/report", body, REPORT_LIMIT).await
+}
+
+/// Asks the daemon whether `unit` may start; `None` when no daemon runs.
+///
+/// # Errors
+/// Why it may not, or as [`status`].
+pub async fn hold(root: &Root, unit: &str) -> Result<Option<Value>, Fault> {
+    let body = serde_json::to_vec(&Hold { unit: unit.to_owned() }).unwrap_or_default();
+    ask(root, Method::POST, "/v1/hold", body, HOLD_LIMIT).await
 }
 
 async fn deed(root: &Root, target: &str, names: Names) -> Result<Option<Value>, Fault> {

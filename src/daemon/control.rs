@@ -38,6 +38,8 @@ pub enum Deed {
     Confirm,
     /// Take services out of the mesh; all of them, and the daemon ends, when none is named.
     Down(Vec<String>),
+    /// Capture the user of a unit that is about to run.
+    Hold(String),
     /// Take an app's report about its check.
     Report(Report),
 }
@@ -68,6 +70,13 @@ pub struct Names {
     /// The SSH sessions that the client has seen.
     #[serde(default)]
     pub ssh_sessions: Vec<SshSession>,
+}
+
+/// A unit that is about to run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    /// Its name.
+    pub unit: String,
 }
 
 /// Binds the socket. One that an earlier daemon left behind is replaced: the lock says that no
@@ -139,6 +148,19 @@ async fn respond(
             };
             match ask(requests, deed).await {
                 Some(Ok(done)) => (StatusCode::OK, JSON, serde_json::to_vec(&done).unwrap_or_default()),
+                refused => refuse(refused),
+            }
+        }
+        (&Method::POST, "/v1/hold") => {
+            let Ok(hold) = serde_json::from_slice::<Hold>(&question.body) else {
+                return (
+                    StatusCode::BAD_REQUEST,
+                    JSON,
+                    body(&json!({ "error": "expected {\"unit\": name}" })),
+                );
+            };
+            match ask(requests, Deed::Hold(hold.unit.clone())).await {
+                Some(Ok(_)) => (StatusCode::OK, JSON, body(&json!(hold))),
                 refused => refuse(refused),
             }
         }

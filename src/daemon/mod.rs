@@ -24,7 +24,7 @@ use crate::config;
 use crate::config::value::Span;
 use crate::converge::{Asked, ConvergeError, Engine, Lock, News, Outcome, Purpose, Status, TrialError};
 use crate::supervise::reap;
-use crate::systemd::notify;
+use crate::systemd::{hold, notify};
 use control::{Deed, Done, Names, Request};
 use drift::Guard;
 use timers::Timers;
@@ -78,6 +78,7 @@ enum Wake {
     Streams,
     Watchdog,
     TrialOver,
+    Units,
 }
 
 impl Daemon {
@@ -136,6 +137,11 @@ impl Daemon {
                 Wake::Checks => fed(self.tell_checks()).await,
                 Wake::TrialOver => fed(self.take_back_if_over()).await,
                 Wake::Streams => self.look_at_streams().await,
+                Wake::Units => {
+                    if fed(self.engine.has_other_users()).await {
+                        fed(self.converge()).await;
+                    }
+                }
                 Wake::Watchdog => {
                     notify::watchdog();
                     self.timers.fed();
@@ -174,6 +180,7 @@ impl Daemon {
             },
             () = self.engine.checks_changed() => Wake::Checks,
             () = self.engine.trial_over() => Wake::TrialOver,
+            () = self.engine.units_moved() => Wake::Units,
             () = self.timers.streams() => Wake::Streams,
             () = self.timers.retry() => Wake::Reload,
             () = self.timers.renewal() => Wake::Reload,
@@ -270,6 +277,19 @@ impl Daemon {
         Ok(self.converge().await)
     }
 
+    /// Sees to it that the user of a unit is captured, before the unit runs.
+    async fn hold(&mut self, unit: &str) -> Result<Vec<Fault>, Fault> {
+        if self.engine.captures_unit(unit).await? {
+            return Ok(Vec::new());
+        }
+        let faults = self.converge().await;
+        if self.engine.captures_unit(unit).await? {
+            return Ok(faults);
+        }
+        let why = faults.first().map_or("its user is not known".to_owned(), |fault| fault.message.clone());
+        Err(hold::refusal(unit, Some(why)))
+    }
+
     /// Goes back to what was before a change that nobody has confirmed in time.
     async fn take_back_if_over(&mut self) {
         let Some(Outcome { faults }) = self.engine.take_back_what_is_over().await else { return };
@@ -310,6 +330,7 @@ impl Daemon {
                 let end = names.is_empty() && outcome.is_ok();
                 (outcome, end)
             }
+            Deed::Hold(unit) => (self.hold(&unit).await, false),
             Deed::Report(report) => {
                 // An agent that takes its time holds nobody up but who reports.
                 let work = self.engine.report(&report);

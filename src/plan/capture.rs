@@ -26,6 +26,8 @@ pub(super) struct Captures {
     outbound: BTreeMap<ServiceId, OutboundCapture>,
     inbound: BTreeMap<ServiceId, InboundCapture>,
     bypass_uids: BTreeMap<ServiceId, Vec<u32>>,
+    /// Those whose scope is a unit.
+    units: BTreeSet<ServiceId>,
 }
 
 impl Captures {
@@ -66,6 +68,9 @@ impl Captures {
         if service.capture.on_proxy_failure == OnProxyFailure::Open {
             warnings.push(Fault::from(PlanError::FailsOpen { id: id.clone() }).of_service(&id));
         }
+        if matches!(service.capture.scope, Scope::Unit(_)) {
+            self.units.insert(id.clone());
+        }
         self.outbound.extend(outbound.map(|capture| (id.clone(), capture)));
         self.inbound.extend(inbound.map(|capture| (id, capture)));
         Ok(())
@@ -79,21 +84,24 @@ impl Captures {
             Scope::User(user) => Who::Uid(uid(&id, user, "capture.scope", facts)?),
             Scope::Unit(unit) => {
                 let known = facts.unit_users.get(unit).copied();
-                Who::Uid(known.ok_or_else(|| PlanError::NoUnit { id: id.clone(), unit: unit.clone() })?)
+                let known = known.ok_or_else(|| PlanError::NoUnit { id: id.clone(), unit: unit.clone() })?;
+                known.map_or(Who::Nobody, Who::Uid)
             }
         };
         if who == Who::Uid(sidecar_uid) {
             return Err(PlanError::CapturesSidecar { id, uid: sidecar_uid });
         }
         let holder = self.outbound.iter().find(|(_, capture)| capture.who == who);
-        if let Some((other, _)) = holder {
-            let what = match who {
-                Who::Everyone => "the whole host".to_owned(),
-                Who::Uid(uid) => format!("the connections of uid {uid}"),
-            };
-            return Err(PlanError::Overlap { id, other: other.clone(), what });
-        }
-        Ok(who)
+        let Some((other, _)) = holder else { return Ok(who) };
+        let (other, what) = match (who, &service.capture.scope) {
+            (Who::Nobody, _) => return Ok(who),
+            (Who::Uid(uid), Scope::Unit(unit)) if self.units.contains(other) => {
+                return Err(PlanError::SharedUser { id, other: other.clone(), unit: unit.clone(), uid });
+            }
+            (Who::Uid(uid), _) => (other.clone(), format!("the connections of uid {uid}")),
+            (Who::Everyone, _) => (other.clone(), "the whole host".to_owned()),
+        };
+        Err(PlanError::Overlap { id, other, what })
     }
 
     fn inbound(

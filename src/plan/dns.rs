@@ -46,7 +46,8 @@ pub(super) fn capture(
     users: &BTreeMap<String, User>,
 ) -> Option<DnsCapture> {
     let redirects = |id: &ServiceId| modes.get(id) == Some(&DnsMode::Redirect);
-    let (redirected, others): (Vec<_>, Vec<_>) = outbound.iter().partition(|(id, _)| redirects(id));
+    let outbound = outbound.iter().filter(|(_, capture)| capture.who != Who::Nobody);
+    let (redirected, others): (Vec<_>, Vec<_>) = outbound.partition(|(id, _)| redirects(id));
     let uids = |captures: &[(&ServiceId, &OutboundCapture)]| -> BTreeSet<u32> {
         let one = |who| if let Who::Uid(uid) = who { Some(uid) } else { None };
         captures.iter().filter_map(|(_, capture)| one(capture.who)).collect()

@@ -31,8 +31,9 @@ pub struct HostFacts {
     pub envoy: Option<PathBuf>,
     /// TCP ports on which somebody listens who is not one of our sidecars.
     pub foreign_ports: BTreeSet<u16>,
-    /// Users that run the units named in `unit:` scopes.
-    pub unit_users: BTreeMap<String, u32>,
+    /// Users that run the units named in `unit:` scopes; `None` for one that is there only while its unit
+    /// runs (`DynamicUser=`), which it does not.
+    pub unit_users: BTreeMap<String, Option<u32>>,
     /// Ports and virtual IPs given out before.
     pub allocations: Allocations,
     /// The generation in force.

@@ -71,6 +71,8 @@ pub struct OutboundCapture {
 pub enum Who {
     /// One user's.
     Uid(u32),
+    /// Nobody's for now: a user that is there only while a unit runs, which it does not.
+    Nobody,
     /// Everybody's that no other service claims.
     Everyone,
 }

@@ -52,6 +52,20 @@ pub enum PlanError {
         /// What both want.
         what: String,
     },
+    /// Two units run as one user, by which their connections cannot be told apart.
+    #[error(
+        "service `{id}` and service `{other}` name units that both run as uid {uid} ({unit} is the second)"
+    )]
+    SharedUser {
+        /// The service that is left out.
+        id: ServiceId,
+        /// The one that stays.
+        other: ServiceId,
+        /// The unit of the one that is left out.
+        unit: String,
+        /// The user.
+        uid: u32,
+    },
     /// The service would capture its own sidecar.
     #[error("service `{id}` captures the user that sidecars run as (uid {uid})")]
     CapturesSidecar {
@@ -223,6 +237,7 @@ impl Explain for PlanError {
             PlanError::SshForced { .. } => "ENM-P031",
             PlanError::PoolInUse { .. } => "ENM-P050",
             PlanError::NamespacesUsedUp { .. } => "ENM-P051",
+            PlanError::SharedUser { .. } => "ENM-P060",
         }
     }
 
@@ -239,8 +254,13 @@ impl Explain for PlanError {
             }
             PlanError::NoPortName { .. } => "write the port as a number".to_owned(),
             PlanError::Overlap { .. } => {
-                "give each service a user of its own (scope = \"user:NAME\") or a namespace of its own (\"netns:NAME\"); at most one service may have scope = \"host\"".to_owned()
+                "give each service a user (scope = \"user:NAME\") and a port of its own, or a namespace of its own \
+                 (\"netns:NAME\"); at most one service may have scope = \"host\", and one inbound = \"all\"".to_owned()
             }
+            PlanError::SharedUser { unit, .. } => format!(
+                "connections are told apart by their user: give {unit} another one (`User=`, or `DynamicUser=yes`), or run \
+                 the two in network namespaces of their own and name those (scope = \"netns:NAME\")"
+            ),
             PlanError::CapturesSidecar { .. } => {
                 "run the application under a user of its own: what runs as the sidecars' user bypasses the mesh".to_owned()
             }

@@ -17,6 +17,7 @@ mod foreign;
 #[cfg(test)]
 mod hostile;
 mod iptables;
+mod kernel_tables;
 mod nftables;
 mod recorded;
 mod ruleset;

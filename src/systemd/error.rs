@@ -63,6 +63,20 @@ pub enum SystemdError {
         /// How its process ended, where that is known.
         detail: String,
     },
+    /// A unit's user is not captured, so the unit must not start.
+    #[error("the connections of {unit} would not be captured: {detail}")]
+    Unheld {
+        /// The unit.
+        unit: String,
+        /// Why.
+        detail: String,
+    },
+    /// Nobody runs who could see to that.
+    #[error("the connections of {unit} would not be captured: no enmesh daemon runs")]
+    NobodyHolds {
+        /// The unit.
+        unit: String,
+    },
     /// Any other answer.
     #[error("systemd refused {call}")]
     Call {
@@ -123,6 +137,8 @@ impl Explain for SystemdError {
             SystemdError::Skipped { .. } => "ENM-S006",
             SystemdError::Ended { .. } => "ENM-S007",
             SystemdError::Call { .. } => "ENM-S008",
+            SystemdError::Unheld { .. } => "ENM-S020",
+            SystemdError::NobodyHolds { .. } => "ENM-S021",
         }
     }
 
@@ -148,6 +164,15 @@ impl Explain for SystemdError {
                     "`systemctl status '{unit}'` names the condition; the sidecar's bootstrap must be there"
                 )
             }
+            SystemdError::Unheld { .. } => {
+                "`enmesh status` says what is wrong with the service; correct it and start the unit again, or take \
+                 the service out of the mesh with `enmesh down`"
+                    .to_owned()
+            }
+            SystemdError::NobodyHolds { .. } => {
+                "`systemctl start enmesh`, then start the unit again; `enmesh down` takes the host out of the mesh"
+                    .to_owned()
+            }
             SystemdError::Call { call, .. } => {
                 format!("systemd's own words stand above; `journalctl -b _PID=1` has more about {call}")
             }
@@ -156,7 +181,9 @@ impl Explain for SystemdError {
 
     fn class(&self) -> Class {
         match self {
-            SystemdError::NoBus { .. } | SystemdError::NotInstalled { .. } => Class::Unavailable,
+            SystemdError::NoBus { .. }
+            | SystemdError::NotInstalled { .. }
+            | SystemdError::NobodyHolds { .. } => Class::Unavailable,
             SystemdError::Denied { .. } => Class::Privilege,
             _ => Class::Failed,
         }

@@ -96,6 +96,9 @@ pub trait Service {
     /// The user that its file names; empty for root.
     #[zbus(property)]
     fn user(&self) -> zbus::Result<String>;
+    /// Whether that user is made when it starts.
+    #[zbus(property)]
+    fn dynamic_user(&self) -> zbus::Result<bool>;
     /// Restarts that systemd made by itself.
     #[zbus(property, name = "NRestarts")]
     fn n_restarts(&self) -> zbus::Result<u32>;

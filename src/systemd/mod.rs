@@ -6,6 +6,7 @@
 pub mod dropin;
 pub mod error;
 pub mod escape;
+pub mod hold;
 mod job;
 pub mod manager;
 pub mod notify;
@@ -25,7 +26,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::sync::broadcast;
+use tokio::sync::{Mutex, Notify, broadcast};
 use tokio::task::JoinHandle;
 use zbus::Connection;
 use zbus::proxy::CacheProperties;
@@ -86,6 +87,14 @@ struct Shared {
     version: Cell<u32>,
     seen: RefCell<BTreeMap<String, Seen>>,
     events: broadcast::Sender<UnitEvent>,
+    /// The objects of units whose users somebody asked for, and who waits for another answer.
+    scopes: RefCell<BTreeSet<String>>,
+    /// How often files were written of which systemd is to hear, up to which of these it has, and whose turn it
+    /// is to tell it.
+    written: Cell<u64>,
+    read: Cell<u64>,
+    reading: Mutex<()>,
+    moved: Notify,
 }
 
 /// A unit as systemd describes it at one moment.
@@ -131,6 +140,11 @@ impl Systemd {
             version: Cell::new(0),
             seen: RefCell::new(BTreeMap::new()),
             events: broadcast::channel(EVENTS).0,
+            scopes: RefCell::default(),
+            written: Cell::new(0),
+            read: Cell::new(0),
+            reading: Mutex::new(()),
+            moved: Notify::new(),
         });
         let version = shared.manager().await?.version().await.unwrap_or_default();
         shared.version.set(major(&version));
@@ -169,6 +183,22 @@ impl Shared {
         let connection = self.connection();
         let building = ManagerProxy::builder(&connection).cache_properties(CacheProperties::No).build();
         building.await.map_err(|e| call_failed("Manager", "", e))
+    }
+
+    /// Has systemd read its files again. Whoever wants that while somebody else's reading is under way shares
+    /// the next one: a hundred readings of the files of a hundred units take systemd half a minute.
+    async fn reload(&self, unit: &str) -> Result<(), SystemdError> {
+        let wanted = self.written.get() + 1;
+        self.written.set(wanted);
+        let _turn = self.reading.lock().await;
+        if self.read.get() >= wanted {
+            return Ok(());
+        }
+        // Files that are written from now on may come too late for this one.
+        let covered = self.written.get();
+        self.manager().await?.reload().await.map_err(|e| call_failed("Reload", unit, e))?;
+        self.read.set(covered);
+        Ok(())
     }
 
     async fn reconnect(&self) -> Result<Signals, SystemdError> {
@@ -216,7 +246,7 @@ impl Shared {
         let enabling = manager.enable_unit_files(&[&unit], false, true).await;
         let (_, links) = enabling.map_err(|e| call_failed("EnableUnitFiles", &unit, e))?;
         if written || !links.is_empty() || self.look(&unit).await?.stale {
-            manager.reload().await.map_err(|e| call_failed("Reload", &unit, e))?;
+            self.reload(&unit).await?;
         }
         let now = self.look(&unit).await?;
         let name = now.status.pid.and_then(process::name_of);
@@ -285,7 +315,7 @@ impl Shared {
             },
         };
         if dropin::remove(&self.root, instance)? || unlinked {
-            manager.reload().await.map_err(|e| call_failed("Reload", &unit, e))?;
+            self.reload(&unit).await?;
         }
         // Nothing is left to see in `systemctl --failed`; a unit that has not failed says no.
         let _ = manager.reset_failed_unit(&unit).await;

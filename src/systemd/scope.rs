@@ -13,9 +13,18 @@ pub enum UnitUser {
     Running(u32),
     /// Its file names this user; empty means root.
     Named(String),
+    /// It does not run, and a user of this name is made when it starts, unless there is one
+    /// (`DynamicUser=`).
+    Dynamic(String),
 }
 
 impl Systemd {
+    /// Waits until a unit that [`Systemd::user_of`] was asked about may have another user. Safe to
+    /// interrupt.
+    pub async fn user_moved(&self) {
+        self.shared.moved.notified().await;
+    }
+
     /// The user of `unit`; `None` when systemd knows no such unit.
     ///
     /// # Errors
@@ -29,6 +38,7 @@ impl Systemd {
             .load_unit(unit)
             .await
             .map_err(|e| call_failed("LoadUnit", unit, e))?;
+        self.shared.scopes.borrow_mut().insert(path.as_str().to_owned());
         let read = async {
             let (of_unit, of_service) = manager::faces(&connection, &path).await?;
             if of_unit.load_state().await? != "loaded" {
@@ -36,6 +46,7 @@ impl Systemd {
             }
             let uid = of_service.uid().await?;
             Ok(Some(match uid {
+                NO_UID if of_service.dynamic_user().await? => UnitUser::Dynamic(of_service.user().await?),
                 NO_UID => UnitUser::Named(of_service.user().await?),
                 uid => UnitUser::Running(uid),
             }))

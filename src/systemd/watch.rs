@@ -99,6 +99,7 @@ async fn again(shared: &Weak<Shared>) -> Option<Signals> {
             Ok(signals) => {
                 tracing::info!("connected to the system bus again");
                 shared.catch_up().await;
+                shared.moved.notify_one();
                 return Some(signals);
             }
             Err(error) => tracing::debug!(%error, "the system bus is still away"),
@@ -111,6 +112,7 @@ impl Shared {
     /// Takes in one signal.
     fn hear(&self, message: &Message) {
         let header = message.header();
+        self.hear_of_scopes(message);
         let Some(instance) = header.path().and_then(|path| escape::instance_of_object(path)) else { return };
         let body = message.body();
         let Ok((interface, changed, _)) =
@@ -131,6 +133,22 @@ impl Shared {
                 }
             }
             _ => {}
+        }
+    }
+
+    /// A unit of a scope starts, ends, or has another user.
+    fn hear_of_scopes(&self, message: &Message) {
+        let header = message.header();
+        if !header.path().is_some_and(|path| self.scopes.borrow().contains(path.as_str())) {
+            return;
+        }
+        let body = message.body();
+        let told = body.deserialize::<(String, BTreeMap<String, OwnedVariant>, Vec<String>)>();
+        let of_user = |key: &str| matches!(key, "UID" | "ActiveState" | "NeedDaemonReload");
+        if told.is_ok_and(|(_, changed, gone)| {
+            changed.keys().any(|key| of_user(key)) || gone.iter().any(|key| of_user(key))
+        }) {
+            self.moved.notify_one();
         }
     }
 

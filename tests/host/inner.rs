@@ -10,6 +10,8 @@ use enmesh::base::units::{UnitEvent, UnitSpec, UnitState, Units};
 use enmesh::base::{Root, exec, process};
 use enmesh::supervise::{Supervisor, Timing};
 use enmesh::systemd::{Systemd, escape, resolved};
+use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt};
 use tokio::sync::broadcast::Receiver;
 
 /// Set inside machines only.
@@ -84,6 +86,37 @@ async fn pid(units: &Systemd, instance: &str) -> u32 {
 fn enabled(instance: &str) -> bool {
     let wants = Path::new("/etc/systemd/system/multi-user.target.wants");
     fs::symlink_metadata(wants.join(escape::unit(instance))).is_ok()
+}
+
+/// Programs that only sleep in the place of Envoys: so many of those, a small machine does not bear.
+#[test]
+#[ignore = "runs inside a machine"]
+fn a_hundred_sidecars_come_and_go() {
+    run(async {
+        let spec = |n: u32| UnitSpec {
+            program: PathBuf::from("/bin/sleep"),
+            arguments: vec!["infinity".to_owned()],
+            ..sidecar(&format!("s{n}"))
+        };
+        let specs: Vec<UnitSpec> = (0..100).map(spec).collect();
+        let units = connect().await;
+        let before = Instant::now();
+        // As many side by side as the engine brings up.
+        let starts = specs.iter().map(|spec| units.start_until(spec, Box::pin(std::future::ready(()))));
+        let started: Vec<_> = stream::iter(starts).buffered(8).collect().await;
+        started.into_iter().for_each(|start| start.unwrap());
+        println!("a hundred started: {:?}", before.elapsed());
+        assert_eq!(units.list().await.unwrap().len(), 100);
+        let before = Instant::now();
+        for spec in &specs {
+            units.start(spec).await.unwrap();
+        }
+        println!("a hundred that run: {:?}", before.elapsed());
+        let before = Instant::now();
+        let stops = join_all(specs.iter().map(|spec| units.stop(&spec.instance))).await;
+        stops.into_iter().for_each(|stop| stop.unwrap());
+        println!("a hundred stopped: {:?}", before.elapsed());
+    });
 }
 
 #[test]

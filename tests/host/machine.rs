@@ -2,7 +2,7 @@
 //! group, so none escapes), the network namespace, the files.
 
 use std::fs::{self, File};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -155,7 +155,7 @@ impl Machine {
 
     fn failed(&self) -> String {
         let output = self.run(&["systemctl", "--failed", "--no-pager", "--plain"]);
-        String::from_utf8_lossy(&output.stdout).into_owned()
+        format!("{}\n{}", String::from_utf8_lossy(&output.stdout), self.journal())
     }
 
     /// Runs a command inside, as root, and waits for its end.
@@ -378,6 +378,9 @@ fn install(tree: &Path) {
         let to = tree.join("usr/lib/systemd").join(folder).join(from.file_name().expect("a file has a name"));
         fs::copy(&from, &to).unwrap_or_else(|e| panic!("{} to {}: {e}", from.display(), to.display()));
     }
+    let generators = tree.join("usr/lib/systemd/system-generators");
+    fs::create_dir_all(&generators).expect("a folder can be made");
+    symlink("/usr/bin/enmesh", generators.join("enmesh-generator")).expect("a link can be made");
     must(tool("systemd-sysusers"), &[&format!("--root={}", tree.display()), "enmesh.conf"]);
     // A file of the machine's own, so that it can be replaced there.
     let program = Path::new(env!("CARGO_BIN_EXE_enmesh"));

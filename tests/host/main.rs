@@ -18,6 +18,7 @@
 //! | `takeover` | the whole product: a host with a legacy service file moves over |
 //! | `life` | the whole product: two services through restarts, kills, an upgrade and the end |
 //! | `early` | closed from power-on to power-off |
+//! | `scopes` | units named in scopes, with users that are made at their start |
 //! | `package` | a host without Envoy, whose package manager installs it |
 //! | `names` | a name server outside |
 //! | `namespaces` | services in network namespaces for themselves |
@@ -43,6 +44,7 @@ mod manager;
 mod names;
 mod namespaces;
 mod package;
+mod scopes;
 mod switch;
 mod takeover;
 mod tree;

@@ -38,6 +38,17 @@ fn a_sidecar_lives_and_dies_by_the_bus() {
     Machine::boot("life").run_inner("a_sidecar_from_start_to_stop");
 }
 
+/// systemd reads its files again for several units at once, not for each of a hundred.
+#[test]
+fn many_units_share_what_is_slow() {
+    let machine = Machine::boot("many");
+    machine.run_inner("a_hundred_sidecars_come_and_go");
+    let journal = machine.must(&["journalctl", "--no-pager", "--output=cat", "_PID=1"]);
+    let reloads = journal.lines().filter(|line| *line == "Reloading.").count();
+    println!("{reloads} reloads for a hundred starts and stops");
+    assert!(reloads < 100, "{reloads}");
+}
+
 #[test]
 fn what_goes_wrong_is_told_with_a_code() {
     Machine::boot("faults").run_inner("faults_have_codes");

@@ -8,7 +8,12 @@ mod consul_bed;
 #[path = "../support/host_bed.rs"]
 mod host_bed;
 
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use consul_bed::{Agent, scene};
@@ -16,6 +21,7 @@ use enmesh::base::exec::{self, Output};
 use enmesh::consul::Query;
 use host_bed::Bed;
 use nix::sys::signal::Signal;
+use nix::unistd::{Uid, setfsuid};
 use serde_json::{Value, json};
 
 fn enmesh(words: &[&str]) -> Output {
@@ -150,6 +156,82 @@ fn a_host_with_services_takes_over_and_its_daemon_goes_on() {
         assert!(bed.run(&["migrate"]).out.contains("nothing to take over"));
         // The daemon finds all as it shall be.
         bed.start().await_ready();
+    }
+}
+
+/// Everybody's old sidecar, and the app of `api`: each says who it is.
+fn say(bed: &Bed, port: u16, word: &'static str) {
+    let listener = bed.namespace.run(|| TcpListener::bind(("127.0.0.1", port)).unwrap()).unwrap();
+    // Ends with the process: a thread that waits in accept() cannot be told otherwise.
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            thread::spawn(move || {
+                let mut stream = BufReader::new(stream);
+                let _ = stream.read_line(&mut String::new());
+                let _ = writeln!(stream.get_mut(), "{word}");
+            });
+        }
+    });
+}
+
+fn ask(to: SocketAddr) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&to, host_bed::SOON)?;
+    stream.set_read_timeout(Some(host_bed::SOON))?;
+    stream.write_all(b"who?\n")?;
+    let mut said = String::new();
+    BufReader::new(stream).read_line(&mut said)?;
+    Ok(said.trim().to_owned())
+}
+
+/// `web` calls `api` without a pause, first through the old sidecar, then through the new ones.
+#[test]
+fn under_load_every_connection_is_answered() {
+    for flavour in ["nft", "legacy"] {
+        let mut bed = Bed::new();
+        let address = ["address", "add", "10.9.0.2/32", "dev", "lo"];
+        let ip = || exec::run(&exec::find("ip").unwrap(), &address, b"", host_bed::SOON).unwrap();
+        assert!(bed.namespace.run(ip).unwrap().status.success());
+        bed.write(
+            host_bed::PEERS_FILE,
+            "[[service]]\nname = \"web\"\n\n[[service]]\nname = \"api\"\nvirtual_ips = [\"240.0.2.1\"]\n\
+             allow = [\"web\"]\n\n[[service.instance]]\naddress = \"127.0.0.1\"\nport = 21000\n",
+        );
+        program(&bed, &format!("iptables-{flavour}-restore"), &["--noflush"], OLD);
+        say(&bed, 15090, "old");
+        say(&bed, 8080, "new");
+        let route = ["route", "add", "240.0.0.0/4", "dev", "lo"];
+        let ip = || exec::run(&exec::find("ip").unwrap(), &route, b"", host_bed::SOON).unwrap();
+        assert!(bed.namespace.run(ip).unwrap().status.success());
+        let stop = Arc::new(AtomicBool::new(false));
+        let caller = || {
+            let stop = Arc::clone(&stop);
+            let work = move || {
+                setfsuid(Uid::from_raw(10_002));
+                let (mut old, mut new, mut bad) = (0_u32, 0_u32, Vec::new());
+                while !stop.load(Ordering::Acquire) {
+                    match ask("240.0.2.1:80".parse().unwrap()) {
+                        Ok(said) if said == "old" => old += 1,
+                        Ok(said) if said == "new" => new += 1,
+                        other => bad.push(format!("after {old} and {new}: {other:?}")),
+                    }
+                }
+                (old, new, bad)
+            };
+            bed.namespace.run(|| thread::spawn(work)).unwrap()
+        };
+        let callers = [caller(), caller()];
+        thread::sleep(Duration::from_millis(300));
+        let said = bed.run(&["migrate", "--yes"]);
+        assert_eq!(said.code, Some(0), "{said:?}");
+        bed.start().await_ready();
+        thread::sleep(Duration::from_millis(300));
+        stop.store(true, Ordering::Release);
+        for caller in callers {
+            let (old, new, bad) = caller.join().unwrap();
+            println!("{flavour}: {old} through the old sidecar, {new} through the new ones");
+            assert!(bad.is_empty(), "{} of {}: {:?}", bad.len(), old + new, bad.first());
+            assert!(old > 50 && new > 50, "there was no load: {old}, {new}");
+        }
     }
 }
 

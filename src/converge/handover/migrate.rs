@@ -15,6 +15,8 @@ pub struct Found {
     pub rules: Vec<Leftover>,
     /// Files of the scripts that set them.
     pub scripts: Vec<Script>,
+    /// Rules that send DNS to Consul. They stay.
+    pub dns: Vec<String>,
 }
 
 impl Found {
@@ -30,7 +32,8 @@ impl Found {
 /// # Errors
 /// The rules cannot be read.
 pub fn find(root: &Root) -> Result<Found, Fault> {
-    Ok(Found { rules: takeover::leftovers()?, scripts: scripts::scripts(root) })
+    let rules = takeover::leftovers()?;
+    Ok(Found { rules, scripts: scripts::scripts(root), dns: takeover::dns_rules() })
 }
 
 /// What taking over did.

@@ -9,7 +9,7 @@ use super::compile::PREFIX;
 use super::line::Family;
 use super::shape::{Shapes, saved};
 use crate::base::exec::{self, Output};
-use crate::redirect::RedirectError;
+use crate::redirect::{RedirectError, kernel_tables};
 
 /// What takes longer than this hangs; ten thousand rules take about a second.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -100,7 +100,11 @@ impl Tool {
     /// The program is not there, or says no.
     pub fn save(self, family: Family) -> Result<String, RedirectError> {
         let program = self.program(family, "save")?;
-        if self.flavour == Flavour::Legacy && has_no_legacy_tables(family) {
+        let has_none = match self.flavour {
+            Flavour::Nft => has_no_tables(family),
+            Flavour::Legacy => has_no_legacy_tables(family),
+        };
+        if has_none {
             return Ok(String::new());
         }
         run(&program, &[], b"").map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
@@ -122,6 +126,15 @@ impl Tool {
         let program = self.program(family, "restore")?;
         run(&program, &["--noflush", WAIT], document.as_bytes()).map(|output| output.pid)
     }
+}
+
+/// Whether the kernel says that nf_tables has nothing in this family.
+fn has_no_tables(family: Family) -> bool {
+    let family = match family {
+        Family::V4 => kernel_tables::IPV4,
+        Family::V6 => kernel_tables::IPV6,
+    };
+    matches!(kernel_tables::any(family), Ok(false))
 }
 
 /// Whether the kernel says that ip_tables has no table in this namespace, as on most hosts; that saves a process.

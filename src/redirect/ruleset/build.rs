@@ -26,6 +26,7 @@ pub(in crate::redirect) fn build(policy: &RedirectPolicy, live: &BTreeSet<Servic
     let mut everyone = None;
     for (id, capture) in &policy.outbound {
         match capture.who {
+            Who::Nobody => {}
             Who::Uid(uid) => sets.outbound_user(uid, capture, live.contains(id)),
             Who::Everyone => {
                 sets.outbound_everyone(capture, live.contains(id));
@@ -91,8 +92,10 @@ pub(super) const SHAPES: [(&str, &[Kind], Option<Kind>, bool); 37] = {
         ("dns_asked6", &[Ip6], None, false),
         ("captured_uids", &[Uid], None, false),
         ("uid_bypass_ports", &[Uid, Port], None, true),
-        ("uid_bypass_net4", &[Uid, Ip4], None, true),
-        ("uid_bypass_net6", &[Uid, Ip6], None, true),
+        // The network first: the kernel follows all elements that the first part fits, one by one, and one
+        // user may have thousands of networks.
+        ("uid_bypass_net4", &[Ip4, Uid], None, true),
+        ("uid_bypass_net6", &[Ip6, Uid], None, true),
         ("uid_allow6", &[Uid], None, false),
         ("uid_refuse6", &[Uid], None, false),
         ("uid_sealed", &[Uid], None, false),
@@ -221,17 +224,12 @@ impl Sets {
         }
     }
 
-    /// Adds `nets`, merged, each behind `before`, to the set of its family.
-    fn nets(
-        &mut self,
-        [v4, v6]: [&'static str; 2],
-        before: Option<Value>,
-        nets: impl Iterator<Item = IpNet>,
-    ) {
+    /// Adds `nets`, merged, each before `after`, to the set of its family.
+    fn nets(&mut self, [v4, v6]: [&'static str; 2], after: Option<Value>, nets: impl Iterator<Item = IpNet>) {
         let nets: Vec<IpNet> = nets.map(|net| net.trunc()).collect();
         for net in IpNet::aggregate(&nets) {
             let set = if net.addr().is_ipv4() { v4 } else { v6 };
-            self.add(set, key(before.iter().cloned().chain([Value::Net(net)])));
+            self.add(set, key([Value::Net(net)].into_iter().chain(after.clone())));
         }
     }
 

@@ -102,8 +102,8 @@ fn bypass(everyone: bool, sets: &Sets) -> Vec<Rule> {
     ]);
     for (set, left, comment) in [
         ("uid_bypass_ports", &[SocketUid, TcpDestination] as &[_], "a user's bypassed ports"),
-        ("uid_bypass_net4", &[SocketUid, Ip4Destination], "a user's bypassed networks"),
-        ("uid_bypass_net6", &[SocketUid, Ip6Destination], "a user's bypassed networks, IPv6"),
+        ("uid_bypass_net4", &[Ip4Destination, SocketUid], "a user's bypassed networks"),
+        ("uid_bypass_net6", &[Ip6Destination, SocketUid], "a user's bypassed networks, IPv6"),
     ] {
         when(&mut rules, sets.has(set), comment, [Is(left, Set(set)), Accept]);
     }

@@ -77,6 +77,20 @@ pub fn leftovers() -> Result<Vec<Leftover>, Fault> {
     Ok(found)
 }
 
+/// Rules of iptables, of both flavours, that send DNS to Consul and are in no chain of theirs. They are nobody's by
+/// their names, so they stay.
+pub fn dns_rules() -> Vec<String> {
+    let mut found = Vec::new();
+    for tool in Tool::installed() {
+        for family in Family::BOTH {
+            // What cannot be asked was said when the leftovers were looked for.
+            let text = tool.save(family).unwrap_or_default();
+            found.extend(saved::dns(&text, tool.name(family, "save").trim_end_matches("-save")));
+        }
+    }
+    found
+}
+
 fn of_flavour(tools: &[Tool], flavour: Flavour) -> Result<Vec<Leftover>, RedirectError> {
     let mut found = Vec::new();
     let Some(tool) = tools.iter().find(|tool| tool.flavour == flavour) else { return Ok(found) };

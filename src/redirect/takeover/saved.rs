@@ -33,6 +33,24 @@ pub(super) fn leftovers(text: &str, program: &str, flavour: Flavour, family: Fam
     found
 }
 
+/// Rules outside of their chains that send queries to the port on which Consul answers names: a script's, and
+/// names may depend on them. As they are listed, each with its table.
+pub(super) fn dns(text: &str, program: &str) -> Vec<String> {
+    let (mut table, mut found) = ("", Vec::new());
+    for line in text.lines() {
+        if let Some(name) = line.strip_prefix('*') {
+            table = name;
+        }
+        let chain = line.strip_prefix("-A ").and_then(|rest| rest.split(' ').next());
+        let theirs = chain.is_none_or(|chain| owner_of_chain(chain).is_some());
+        let to_consul = line.ends_with(":8600") || line.ends_with("--to-ports 8600");
+        if !theirs && to_consul && line.contains("--dport 53 ") {
+            found.push(format!("{line} (table {table} of {program})"));
+        }
+    }
+    found
+}
+
 fn of_table(table: &Table<'_>, program: &str, flavour: Flavour, family: Family) -> Option<Leftover> {
     let theirs: BTreeSet<&str> =
         table.chains.iter().copied().filter(|chain| owner_of_chain(chain).is_some()).collect();

@@ -205,7 +205,7 @@ pub fn flow(chance: &mut StdRng, policy: &RedirectPolicy) -> Flow {
         .values()
         .filter_map(|capture| match capture.who {
             Who::Uid(uid) => Some(uid),
-            Who::Everyone => None,
+            Who::Everyone | Who::Nobody => None,
         })
         .collect();
     let user = match captured.choose(chance) {

@@ -187,6 +187,50 @@ fn takes_over(driver: &str, old: impl Fn(&Space)) {
     }
 }
 
+/// Rules of each other redirector go, and a script's rules for DNS are told and stay.
+#[test]
+fn chains_of_every_redirector_go_and_nothing_else() {
+    const DNS: &str = "*nat\n-A OUTPUT -d 127.0.0.1/32 -p udp -m udp --dport 53 -j REDIRECT --to-ports 8600\n\
+        -A OUTPUT -d 127.0.0.1/32 -p tcp -m tcp --dport 53 -j DNAT --to-destination 127.0.0.1:8600\nCOMMIT\n";
+    let chains = [
+        ("ISTIO_OUTPUT", "ISTIO_REDIRECT"),
+        ("KUMA_MESH_OUTBOUND", "KUMA_MESH_OUTBOUND_REDIRECT"),
+        ("PROXY_INIT_OUTPUT", "PROXY_INIT_REDIRECT"),
+        ("CONSUL_PROXY_OUTPUT", "CONSUL_PROXY_REDIRECT"),
+    ];
+    for (flavour, families) in [("nft", ["iptables", "ip6tables"]), ("legacy", ["iptables", "ip6tables"])] {
+        let host = Space::new();
+        for (first, second) in chains {
+            let theirs = format!(
+                "*nat\n:{first} - [0:0]\n:{second} - [0:0]\n-A OUTPUT -p tcp -j {first}\n\
+                 -A {first} -m owner --uid-owner 5995 -j RETURN\n-A {first} -g {second}\n\
+                 -A {second} -p tcp -j REDIRECT --to-ports 15001\nCOMMIT\n\
+                 *filter\n:{first} - [0:0]\n-I INPUT -p tcp -j {first}\n-A {first} -j RETURN\nCOMMIT\n"
+            );
+            let restore = |text: &str, family: &str| {
+                let name: &'static str = Box::leak(format!("{family}-{flavour}-restore").into_boxed_str());
+                host.tool(name, "--noflush", text);
+            };
+            if first.starts_with("ISTIO") {
+                restore(DOCKER, "iptables");
+                restore(DNS, "iptables");
+            }
+            let untouched = saved(&host);
+            families.iter().for_each(|family| restore(&theirs, family));
+            assert_ne!(saved(&host), untouched);
+            let (status, plan, err) = enmesh(&host, &["migrate"]);
+            assert!(status == 0 && plan.contains(second), "{plan}{err}");
+            assert_eq!(plan.matches(":8600").count() + plan.matches("ports 8600").count(), 2, "{plan}");
+            host.run(|| {
+                for leftover in enmesh::redirect::takeover::leftovers().unwrap() {
+                    enmesh::redirect::takeover::remove(&leftover).unwrap();
+                }
+            });
+            assert_eq!(saved(&host), untouched, "{flavour} {first}");
+        }
+    }
+}
+
 #[test]
 fn from_chains_of_iptables_nft() {
     takes_over("nftables", |host| old_rules(host, "iptables-nft", "21001", "15001"));

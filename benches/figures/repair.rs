@@ -1,0 +1,63 @@
+//! Somebody flushes all rules: how long until they are there again. The way of today has nobody who would look.
+
+use std::time::{Duration, Instant};
+
+use enmesh::redirect::{Firewall, Nftables};
+use tokio::time::timeout;
+
+use crate::Answer;
+use crate::host::Host;
+use crate::program;
+use crate::stats::Sample;
+use crate::table::{Table, time};
+
+const ROUNDS: usize = 21;
+/// More than ten repairs a second are a quarrel, which the daemon does not take part in.
+const PAUSE: Duration = Duration::from_millis(300);
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Times from the kernel's word that the rules are gone to its word that they are there.
+pub fn measure() -> Answer {
+    let services = 1;
+    let mut host = Host::new(services)?;
+    host.write_service(0)?;
+    host.start()?;
+    host.wait_for_live(1, Duration::from_secs(60))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let times = runtime.block_on(async {
+        let driver = Nftables::new();
+        let mut told = driver.watch().map_err(|fault| fault.to_string())?.ok_or("nobody tells")?;
+        let mut times = Vec::with_capacity(ROUNDS);
+        for _ in 0..ROUNDS {
+            tokio::time::sleep(PAUSE).await;
+            program::run("nft", &["flush", "ruleset"], "").map_err(|error| error.to_string())?;
+            let mut gone = None;
+            loop {
+                let event = timeout(PATIENCE, told.next()).await.map_err(|_| "no repair")?;
+                let what = event.map_err(|fault| fault.to_string())?.what.join("; ");
+                match gone {
+                    None => gone = Some(Instant::now()),
+                    Some(since) if !what.starts_with("deleted") => {
+                        times.push(since.elapsed());
+                        break;
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+        Ok::<_, String>(times)
+    })?;
+    let sample = Sample { name: "the daemon".to_owned(), times };
+    let mut table =
+        Table::new("All rules flushed, until they are there again", &["", "median", "p90", "longest"]);
+    table.row([
+        sample.name.clone(),
+        time(sample.median()),
+        time(sample.quantile(0.9)),
+        time(sample.quantile(1.0)),
+    ]);
+    table.note(format!(
+        "{ROUNDS} times `nft flush ruleset`; after scripts and Consul's own command: never, nobody looks"
+    ));
+    Ok(table)
+}
