@@ -142,7 +142,8 @@ fn calls() -> Change {
 pub fn measure() -> Answer {
     let title = "Changing the rules of one service under load";
     let mut table = Table::new(title, &["", "changes/s", "changes", "connections", "leaked", "failed"]);
-    let ways: [(&str, fn() -> Change); 4] = [
+    type Ways = [(&'static str, fn() -> Change); 4];
+    let ways: Ways = [
         ("enmesh: what differs", ours),
         ("nft -f, the table whole", whole),
         ("one iptables-restore", restore),

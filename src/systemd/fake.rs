@@ -28,6 +28,7 @@ pub(super) struct FakeUnit {
     pub stale: bool,
     pub uid: u32,
     pub user: &'static str,
+    pub dynamic: bool,
 }
 
 impl FakeUnit {
@@ -45,6 +46,7 @@ impl FakeUnit {
         stale: false,
         uid: u32::MAX,
         user: "",
+        dynamic: false,
     };
 
     pub(super) fn running(pid: u32) -> FakeUnit {
@@ -395,6 +397,10 @@ impl FakeServicePart {
     #[zbus(property)]
     fn user(&self) -> String {
         self.unit().user.to_owned()
+    }
+    #[zbus(property)]
+    fn dynamic_user(&self) -> bool {
+        self.unit().dynamic
     }
     #[zbus(property, name = "NRestarts")]
     fn n_restarts(&self) -> u32 {

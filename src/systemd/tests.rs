@@ -243,15 +243,17 @@ fn versions_are_read() {
 
 #[test]
 fn the_user_of_a_unit_is_whose_its_sockets_are() {
-    use super::scope::UnitUser::{Named, Running};
+    use super::scope::UnitUser::{Dynamic, Named, Running};
     bench(async |Bench { fake, units, .. }| {
         let me = nix::unistd::geteuid().as_raw();
         let process = self::Named::new("app");
         let dynamic = FakeUnit { uid: 61184, ..FakeUnit::running(process.pid()) };
+        let made = FakeUnit { user: "made", dynamic: true, ..FakeUnit::DEAD };
         let ended = FakeUnit { uid: 61184, ..FakeUnit::running(u32::MAX - 1) };
         let rows = [
             ("stopped.service", FakeUnit { user: "app", ..FakeUnit::DEAD }, Some(Named("app".to_owned()))),
             ("root.service", FakeUnit::DEAD, Some(Named(String::new()))),
+            ("made.service", made, Some(Dynamic("made".to_owned()))),
             ("gone.service", FakeUnit { load: "not-found", ..FakeUnit::DEAD }, None),
             // It runs as somebody else than its file says.
             ("dropped.service", dynamic, Some(Running(me))),

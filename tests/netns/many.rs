@@ -175,7 +175,7 @@ impl Others {
             all += calls;
         }
         assert!(all > least, "there was no load: {all}");
-        println!("{all} connections of the others, all answered");
+        eprintln!("{all} connections of the others, all answered");
     }
 }
 
