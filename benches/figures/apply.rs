@@ -125,34 +125,38 @@ pub fn from_nothing() -> Answer {
     let by_hand = table_by_hand();
     let (driver, desired) = (Nftables::new(), desired(1)?);
     let same = redirect::render_text(&desired.policy, &desired.live).replacen(REPLACED, "", 1);
+    let nothing = || ok(driver.remove()).and_then(|()| program::run("nft", &["flush", "ruleset"], ""));
     let mut ways = [
         Way {
             name: "enmesh: set, read back, compared".to_owned(),
-            before: Box::new(|| ok(driver.remove())),
+            before: Box::new(nothing),
             deed: Box::new(|| ok(driver.apply(&desired))),
         },
         Way {
             name: "nft -f, the same table".to_owned(),
-            before: Box::new(|| ok(driver.remove())),
+            before: Box::new(nothing),
             deed: Box::new(|| program::run("nft", &["-f", "-"], &same)),
         },
         Way {
             name: "nft -f, table written by hand".to_owned(),
-            before: Box::new(|| program::run("nft", &["-f", "-"], REMOVE)),
+            before: Box::new(nothing),
             deed: Box::new(|| program::run("nft", &["-f", "-"], &by_hand)),
         },
         Way {
             name: format!("{} iptables calls", calls.len()),
-            before: Box::new(today::clear_iptables),
+            before: Box::new(nothing),
             deed: Box::new(|| today::with_iptables(&calls)),
         },
         Way {
             name: "one iptables-restore".to_owned(),
-            before: Box::new(today::clear_iptables),
+            before: Box::new(nothing),
             deed: Box::new(|| today::with_iptables_restore(&calls)),
         },
     ];
     let samples = stats::in_turns(ROUNDS, &mut ways)?;
+    // Whichever way came last.
+    program::run("nft", &["flush", "ruleset"], "")?;
+    today::with_iptables(&calls)?;
     in_force(&calls)?;
     let mut table = Table::of_samples("Redirection of one service, from nothing", &samples);
     table.note(versions()?);

@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use enmesh::redirect::{Firewall, Nftables};
+use enmesh::base::netlink::{Announcements, Heard, messages};
+use nix::sys::socket::SockProtocol;
 use tokio::time::timeout;
 
 use crate::Answer;
@@ -15,6 +16,25 @@ const ROUNDS: usize = 21;
 /// More than ten repairs a second are a quarrel, which the daemon does not take part in.
 const PAUSE: Duration = Duration::from_millis(300);
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The group `NFNLGRP_NFTABLES`, and `NFT_MSG_NEWGEN`.
+const NF_TABLES: u32 = 1 << 6;
+const NEW_GENERATION: u16 = 15;
+
+/// Waits for the end of a commit.
+async fn commit(kernel: &mut Announcements) -> Result<(), String> {
+    loop {
+        timeout(PATIENCE, kernel.ready())
+            .await
+            .map_err(|_| "no repair")?
+            .map_err(|error| error.to_string())?;
+        while let Some(heard) = kernel.take().map_err(|error| error.to_string())? {
+            let Heard::Datagram(datagram) = heard else { return Err("announcements were lost".to_owned()) };
+            if messages(datagram).any(|message| message.kind & 0xff == NEW_GENERATION) {
+                return Ok(());
+            }
+        }
+    }
+}
 
 /// Times from the kernel's word that the rules are gone to its word that they are there.
 pub fn measure() -> Answer {
@@ -25,25 +45,20 @@ pub fn measure() -> Answer {
     host.wait_for_live(1, Duration::from_secs(60))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let times = runtime.block_on(async {
-        let driver = Nftables::new();
-        let mut told = driver.watch().map_err(|fault| fault.to_string())?.ok_or("nobody tells")?;
+        let mut kernel = Announcements::join(SockProtocol::NetlinkNetFilter, NF_TABLES)
+            .map_err(|error| error.to_string())?;
         let mut times = Vec::with_capacity(ROUNDS);
         for _ in 0..ROUNDS {
             tokio::time::sleep(PAUSE).await;
-            program::run("nft", &["flush", "ruleset"], "").map_err(|error| error.to_string())?;
-            let mut gone = None;
-            loop {
-                let event = timeout(PATIENCE, told.next()).await.map_err(|_| "no repair")?;
-                let what = event.map_err(|fault| fault.to_string())?.what.join("; ");
-                match gone {
-                    None => gone = Some(Instant::now()),
-                    Some(since) if !what.starts_with("deleted") => {
-                        times.push(since.elapsed());
-                        break;
-                    }
-                    Some(_) => {}
-                }
-            }
+            while kernel.take().map_err(|error| error.to_string())?.is_some() {}
+            // On a thread of its own: whoever listens is not to be late.
+            let flush = || program::run("nft", &["flush", "ruleset"], "").map_err(|error| error.to_string());
+            let flushing = std::thread::spawn(flush);
+            commit(&mut kernel).await?;
+            let gone = Instant::now();
+            commit(&mut kernel).await?;
+            times.push(gone.elapsed());
+            flushing.join().map_err(|_| "nft panicked")??;
         }
         Ok::<_, String>(times)
     })?;

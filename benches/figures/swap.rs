@@ -24,6 +24,9 @@ const IN_THE_CLEAR: u8 = b'c';
 /// Changes the rules once; the number is another one each time.
 type Change = Box<dyn FnMut(u16) -> Result<(), Box<dyn Error>>>;
 
+/// Makes the way in its namespace.
+type Way = fn() -> Change;
+
 /// What became of connections.
 #[derive(Default)]
 struct Seen {
@@ -98,7 +101,7 @@ fn under_load(mut change: Change) -> Result<(u16, Duration, Seen), Box<dyn Error
     last.map(|()| (changes, took, all))
 }
 
-fn measured(name: &str, way: fn() -> Change) -> Result<Vec<String>, Box<dyn Error>> {
+fn measured(name: &str, way: Way) -> Result<Vec<String>, Box<dyn Error>> {
     let (host, _other) = laid()?;
     let (changes, took, all) = host.run(move || under_load(way()).map_err(|error| error.to_string()))?;
     Ok(vec![
@@ -142,8 +145,7 @@ fn calls() -> Change {
 pub fn measure() -> Answer {
     let title = "Changing the rules of one service under load";
     let mut table = Table::new(title, &["", "changes/s", "changes", "connections", "leaked", "failed"]);
-    type Ways = [(&'static str, fn() -> Change); 4];
-    let ways: Ways = [
+    let ways: [(&str, Way); 4] = [
         ("enmesh: what differs", ours),
         ("nft -f, the table whole", whole),
         ("one iptables-restore", restore),

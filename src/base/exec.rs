@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -12,8 +13,10 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
+use rustix::process::{PidfdFlags, pidfd_open};
 
 use super::{Class, Explain, Fault};
 
@@ -256,6 +259,8 @@ const EASY: Duration = Duration::from_millis(20);
 /// Waits with growing pauses; kills and reaps at the limit, then `None`.
 fn wait(child: &mut Child, patience: &Patience<'_>) -> io::Result<Option<ExitStatus>> {
     let started = std::time::Instant::now();
+    // Tells of the end at once; a kernel before 5.3 has none, and there the pause is slept.
+    let end = pidfd_open(rustix::process::Pid::from_child(child), PidfdFlags::empty()).ok();
     let mut pause = Duration::from_micros(100);
     loop {
         if let Some(status) = child.try_wait()? {
@@ -271,7 +276,15 @@ fn wait(child: &mut Child, patience: &Patience<'_>) -> io::Result<Option<ExitSta
             child.wait()?;
             return Ok(None);
         }
-        thread::sleep(pause);
+        match &end {
+            Some(end) => {
+                let mut ends = [PollFd::new(end.as_fd(), PollFlags::POLLIN)];
+                let at_most = PollTimeout::try_from(patience.pause).unwrap_or(PollTimeout::ZERO);
+                // Interrupted or not, the child is looked at.
+                let _ = poll(&mut ends, at_most);
+            }
+            None => thread::sleep(pause),
+        }
         pause = (pause * 2).min(patience.pause);
     }
 }

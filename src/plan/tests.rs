@@ -164,6 +164,47 @@ fn each_kind_of_bad_service_is_refused_alone() {
     assert_eq!(plan.redirect.outbound.len(), 1, "and nothing of the bad ones is captured");
 }
 
+/// Users of units: one that is there while its unit runs only is nobody's until then, and two units of one
+/// user are refused, with both names.
+#[test]
+fn units_are_their_users() {
+    let services =
+        || vec![service("one", None, "unit:one.service"), service("two", None, "unit:two.service")];
+    let of = |one, two| {
+        let mut facts = facts();
+        facts.unit_users = [("one.service".to_owned(), one), ("two.service".to_owned(), two)].into();
+        plan(&config(services()), &facts)
+    };
+    let who = |plan: &Plan, id: &str| plan.redirect.outbound[&id.parse().unwrap()].who;
+    let down = of(None, None);
+    assert_eq!((who(&down, "one"), who(&down, "two")), (Who::Nobody, Who::Nobody));
+    assert_eq!((down.errors.len(), down.services.len()), (0, 2), "nobody twice is no overlap");
+    let up = of(Some(61_000), None);
+    assert_eq!((who(&up, "one"), who(&up, "two")), (Who::Uid(61_000), Who::Nobody));
+    assert_ne!(up.generation, down.generation);
+    let same = of(Some(61_000), Some(61_000));
+    assert_eq!(codes(&same.errors), ["ENM-P060"]);
+    let fault = &same.errors[0];
+    assert!(fault.message.contains("`one`") && fault.message.contains("`two`"), "{fault}");
+    assert!(fault.hint.contains("netns:"), "{}", fault.hint);
+    // With somebody who is named, it is as with any other two.
+    let mut services = services();
+    services.push(service("zeta", None, "user:app"));
+    let mut facts = facts();
+    facts.unit_users = [("one.service".to_owned(), Some(1000)), ("two.service".to_owned(), None)].into();
+    assert_eq!(codes(&plan(&config(services), &facts).errors), ["ENM-P005"]);
+}
+
+/// Where nobody is captured, nobody's DNS is redirected; an empty list of users would mean everybody.
+#[test]
+fn a_unit_that_is_down_redirects_nobodys_names() {
+    let mut service = service("one", None, "unit:one.service");
+    service.capture.dns = DnsMode::Redirect;
+    let mut facts = facts();
+    facts.unit_users = [("one.service".to_owned(), None)].into();
+    assert_eq!(plan(&config(vec![service]), &facts).redirect.dns, None);
+}
+
 #[test]
 fn a_service_whose_file_went_bad_stays_as_it_was() {
     let good = service("api", Some(8080), "user:app");

@@ -1,7 +1,12 @@
 //! `-proxy-id` against a real Consul, and `enmesh migrate` with real Envoys. Needs root: `cargo test --features
 //! netns-tests --test netns_handover`.
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "in a test a failure is a panic")]
-#![allow(clippy::indexing_slicing, clippy::print_stderr, reason = "in a test a failure is a panic")]
+#![allow(
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "in a test a failure is a panic"
+)]
 
 #[path = "../support/consul_bed.rs"]
 mod consul_bed;

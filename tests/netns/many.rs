@@ -2,7 +2,12 @@
 //! in which each service may be called by its neighbour alone, so that an answer proves whose identity a
 //! connection had and where it ended. What happens to one is not seen by the others.
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "in a test a failure is a panic")]
-#![allow(clippy::indexing_slicing, clippy::print_stderr, reason = "in a test a failure is a panic")]
+#![allow(
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "in a test a failure is a panic"
+)]
 
 #[path = "../support/host_bed.rs"]
 mod host_bed;
