@@ -83,7 +83,8 @@ fn a_torn_state_is_kept_aside_and_the_host_converges() {
     fs::write(bed.path(STATE_FILE), half).unwrap();
     bed.start().await_ready();
     assert_eq!(bed.held().pids, held.pids, "what was given out anew is the same here");
-    assert!(bed.log().contains("ENM-D002"), "{}", bed.log());
+    let told = || if bed.log().contains("ENM-D002") { Ok(()) } else { Err(bed.log()) };
+    crate::host_bed::until("the torn state in the log", SOON, told).unwrap();
     assert_eq!(fs::read(bed.path("/var/lib/enmesh/state.json.unreadable")).unwrap(), half);
 }
 

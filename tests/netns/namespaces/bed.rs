@@ -270,7 +270,11 @@ impl Bed {
 
     /// Every rule in a namespace.
     pub fn rules(&self, place: &Namespace) -> String {
-        nft(place, &["-s", "list", "ruleset"], "").unwrap()
+        // The kernel lists tables in the order in which they were made.
+        let listed = nft(place, &["-s", "list", "ruleset"], "").unwrap();
+        let mut tables: Vec<&str> = listed.split_inclusive("\n}\n").collect();
+        tables.sort_unstable();
+        tables.concat()
     }
 
     /// What is in the host's own namespace of captures: nothing may ever be, since its services are elsewhere.
