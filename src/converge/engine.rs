@@ -433,7 +433,7 @@ pub(super) fn keep<T>(faults: &mut Vec<Fault>, result: Result<T, Fault>) {
 /// A file of the tree is there and cannot be read.
 pub async fn look(root: &Root) -> Result<Intent, Fault> {
     // Only root may read the state; without it, everything is given out as on a fresh host.
-    let mut state = State::load(root).map(|(state, _)| state).unwrap_or_default();
+    let mut state = State::peek(root).unwrap_or_default();
     let config = load(root, &state);
     let mut drive = Drive::new(root, &config.host, Purpose::Look)?;
     if root.is_host() {

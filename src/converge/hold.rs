@@ -37,7 +37,7 @@ fn held_units(config: &Config) -> BTreeSet<String> {
 /// The units that a boot holds from its beginning: those of the configuration, and of what was good last
 /// where a file is in error.
 pub fn held_at_boot(root: &Root) -> BTreeSet<String> {
-    let state = State::load(root).map(|(state, _)| state).unwrap_or_default();
+    let state = State::peek(root).unwrap_or_default();
     let mut units = held_units(&load(root, &state));
     units.extend(state.services.values().filter_map(|service| held(&service.into()).cloned()));
     units

@@ -174,6 +174,12 @@ impl State {
         }
     }
 
+    /// Reads the state for a look, which moves nothing; `None` also where nobody may read it, or could.
+    pub fn peek(root: &Root) -> Option<State> {
+        let bytes = files::read(&root.join(STATE_FILE), LIMIT).ok()??;
+        serde_json::from_slice(&bytes).ok().filter(|state: &State| state.version <= VERSION)
+    }
+
     /// Writes the state if it changed.
     ///
     /// # Errors

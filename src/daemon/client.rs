@@ -89,6 +89,12 @@ async fn ask(
     match http::request(&socket, method, target, body, limit).await {
         Ok(answer) => serde_json::from_slice(&answer.body).map(Some).map_err(|error| bad(error.to_string())),
         Err(HttpError::Refused) => Ok(None),
-        Err(error) => Err(bad(error.to_string())),
+        Err(error) => {
+            // One that was killed with the question in its hands runs no more, and that is the answer.
+            match http::request(&socket, Method::GET, "/v1/status", Vec::new(), ASK_LIMIT).await {
+                Err(HttpError::Refused) => Ok(None),
+                _ => Err(bad(error.to_string())),
+            }
+        }
     }
 }
