@@ -131,7 +131,10 @@ impl Engine {
     /// # Errors
     /// The state cannot be used, or an adapter is not to be had (no `nft`, no system bus).
     pub async fn open(root: Root, purpose: Purpose) -> Result<(Engine, Vec<Fault>), Fault> {
-        let (state, unreadable) = State::load(&root)?;
+        let (state, unreadable) = match purpose {
+            Purpose::Look => State::look(&root)?,
+            Purpose::Converge => State::load(&root)?,
+        };
         let config = load(&root, &state);
         if purpose == Purpose::Converge {
             preflight::capabilities(!facts::runs_systemd(&root, &config.host))?;
@@ -337,8 +340,8 @@ impl Engine {
     }
 
     /// Lets sidecars of new services start while the rules come up: nothing is redirected to them before
-    /// they are live, and their start is what takes longest. Returns those that began. Whatever fails
-    /// here, or is not at hand at once, is done in its turn, and told then.
+    /// they are live, and their start is what takes longest. Returns those that may have begun. Whatever
+    /// fails here, or is not at hand at once, is done in its turn, and told then.
     async fn begin_new(&self, plan: &Plan) -> BTreeSet<ServiceId> {
         let live = self.live();
         let is_new = |service: &&ServicePlan| {
@@ -351,8 +354,10 @@ impl Engine {
         let begin = |service| {
             let (around, begun) = (&around, &begun);
             async move {
-                if around.begin(plan, service).await.is_ok() {
+                // What runs, in whichever state, is not ended by haste.
+                if around.is_down(service).await {
                     begun.borrow_mut().insert(service.id.clone());
+                    let _ = around.begin(plan, service).await;
                 }
             }
         };
@@ -433,7 +438,7 @@ pub(super) fn keep<T>(faults: &mut Vec<Fault>, result: Result<T, Fault>) {
 /// A file of the tree is there and cannot be read.
 pub async fn look(root: &Root) -> Result<Intent, Fault> {
     // Only root may read the state; without it, everything is given out as on a fresh host.
-    let mut state = State::peek(root).unwrap_or_default();
+    let mut state = State::look(root).map(|(state, _)| state).unwrap_or_default();
     let config = load(root, &state);
     let mut drive = Drive::new(root, &config.host, Purpose::Look)?;
     if root.is_host() {

@@ -37,7 +37,7 @@ fn held_units(config: &Config) -> BTreeSet<String> {
 /// The units that a boot holds from its beginning: those of the configuration, and of what was good last
 /// where a file is in error.
 pub fn held_at_boot(root: &Root) -> BTreeSet<String> {
-    let state = State::peek(root).unwrap_or_default();
+    let state = State::look(root).map(|(state, _)| state).unwrap_or_default();
     let mut units = held_units(&load(root, &state));
     units.extend(state.services.values().filter_map(|service| held(&service.into()).cloned()));
     units
@@ -50,15 +50,17 @@ fn captures(policy: &RedirectPolicy, services: &[ServiceId], uid: u32) -> bool {
 }
 
 /// Without a daemon: whether the rules that were set last capture the user of `unit`, or nobody wants it
-/// captured.
+/// captured. Where somebody does and no rules are known, as after a torn state, it is not.
 ///
 /// # Errors
 /// `ENM-S…` the bus does not answer, `ENM-D…` the state cannot be read.
 pub async fn is_captured(root: &Root, unit: &str) -> Result<bool, Fault> {
-    let (state, _) = State::load(root)?;
-    let config = load(root, &state);
-    let services = of_unit(&config, unit);
-    let Some(guard) = state.guard.filter(|_| !services.is_empty()) else { return Ok(true) };
+    let (state, _) = State::look(root)?;
+    let services = of_unit(&load(root, &state), unit);
+    if services.is_empty() {
+        return Ok(true);
+    }
+    let Some(guard) = state.guard else { return Ok(false) };
     let systemd = Systemd::connect(root.clone()).await?;
     let uid = known_user(&systemd, root, unit).await?;
     Ok(uid.is_some_and(|uid| captures(&guard.policy, &services, uid)))
@@ -129,5 +131,28 @@ impl Engine {
             Some(systemd) => systemd.hold(&BTreeSet::new()).await,
             None => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::converge::state::STATE_FILE;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn without_known_rules_a_unit_that_is_wanted_is_not_captured() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::new(dir.path());
+        let services = root.join("/etc/enmesh/services");
+        std::fs::create_dir_all(&services).unwrap();
+        let file = "name = \"shop\"\nport = 80\n[capture]\nscope = \"unit:shop.service\"\n";
+        std::fs::write(services.join("shop.toml"), file).unwrap();
+        assert!(is_captured(&root, "other.service").await.unwrap(), "nobody wants that");
+        assert!(!is_captured(&root, "shop.service").await.unwrap(), "no state at all");
+        let state = root.join(STATE_FILE);
+        std::fs::create_dir_all(state.parent().unwrap()).unwrap();
+        std::fs::write(&state, "{\"version\": 1, \"gua").unwrap();
+        assert!(!is_captured(&root, "shop.service").await.unwrap(), "a torn one");
+        assert!(state.exists(), "a look moves nothing");
     }
 }

@@ -153,6 +153,12 @@ impl Around<'_> {
         self.wait_live(service).await
     }
 
+    /// Whether its unit is known not to run.
+    pub async fn is_down(&self, service: &ServicePlan) -> bool {
+        let unit = self.units.status(service.id.as_str()).await;
+        unit.is_ok_and(|unit| unit.state == UnitState::Inactive)
+    }
+
     /// Certificates, files, unit; nobody waits for what becomes of it.
     pub async fn begin(&self, plan: &Plan, service: &ServicePlan) -> Result<(), Fault> {
         self.publish(plan, service, &mut SidecarStatus::default()).await?;

@@ -158,6 +158,22 @@ impl State {
     /// # Errors
     /// The file cannot be read, or a newer enmesh wrote it (`ENM-D001`).
     pub fn load(root: &Root) -> Result<(State, Option<Fault>), Fault> {
+        State::read(root, |path| {
+            let aside = path.with_extension("json.unreadable");
+            let moved = fs::rename(&path, &aside).is_ok();
+            if moved { aside } else { path }
+        })
+    }
+
+    /// The same for a look: nothing is moved.
+    ///
+    /// # Errors
+    /// As [`State::load`].
+    pub fn look(root: &Root) -> Result<(State, Option<Fault>), Fault> {
+        State::read(root, |path| path)
+    }
+
+    fn read(root: &Root, keep: impl FnOnce(PathBuf) -> PathBuf) -> Result<(State, Option<Fault>), Fault> {
         let path = root.join(STATE_FILE);
         let Some(bytes) = files::read(&path, LIMIT)? else { return Ok((State::default(), None)) };
         match serde_json::from_slice::<State>(&bytes) {
@@ -166,18 +182,10 @@ impl State {
             }
             Ok(state) => Ok((state, None)),
             Err(source) => {
-                let aside = path.with_extension("json.unreadable");
-                let moved = fs::rename(&path, &aside).is_ok();
-                let aside = if moved { aside } else { path };
+                let aside = keep(path);
                 Ok((State::default(), Some(ConvergeError::UnreadableState { aside, source }.into())))
             }
         }
-    }
-
-    /// Reads the state for a look, which moves nothing; `None` also where nobody may read it, or could.
-    pub fn peek(root: &Root) -> Option<State> {
-        let bytes = files::read(&root.join(STATE_FILE), LIMIT).ok()??;
-        serde_json::from_slice(&bytes).ok().filter(|state: &State| state.version <= VERSION)
     }
 
     /// Writes the state if it changed.

@@ -212,7 +212,7 @@ impl Engine {
 
 /// The change that waits for a confirmation by the state of the tree `root`; `None` also where nobody may read that.
 pub fn pending(root: &Root) -> Option<Deadline> {
-    State::peek(root)?.trial.map(|pending| pending.until)
+    State::look(root).ok().and_then(|(state, _)| state.trial).map(|pending| pending.until)
 }
 
 /// What is said of it.

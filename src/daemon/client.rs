@@ -90,7 +90,8 @@ async fn ask(
         Ok(answer) => serde_json::from_slice(&answer.body).map(Some).map_err(|error| bad(error.to_string())),
         Err(HttpError::Refused) => Ok(None),
         Err(error) => {
-            // One that was killed with the question in its hands runs no more, and that is the answer.
+            // One that was killed just now: the question may have been taken all the same, by it or by a child of it that
+            // was about to become another program and had the socket until then. Whether one runs is asked once more.
             match http::request(&socket, Method::GET, "/v1/status", Vec::new(), ASK_LIMIT).await {
                 Err(HttpError::Refused) => Ok(None),
                 _ => Err(bad(error.to_string())),

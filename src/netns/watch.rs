@@ -1,7 +1,5 @@
 //! Noticing that the route of virtual IPs is taken away, or a cable cut.
 
-use std::io;
-
 use nix::sys::socket::SockProtocol;
 
 use super::error::NetnsError;
@@ -50,21 +48,7 @@ impl RouteWatch {
     /// # Errors
     /// `ENM-N010` the socket broke; there is nothing more to come.
     pub async fn gone(&mut self) -> Result<(), Fault> {
-        self.listen().await.map_err(|source| NetnsError::Connect { source }.into())
-    }
-
-    async fn listen(&mut self) -> io::Result<()> {
-        while !self.heard {
-            self.socket.ready().await?;
-            while let Some(heard) = self.socket.take()? {
-                self.heard |= match heard {
-                    Heard::Datagram(datagram) => says_gone(datagram),
-                    Heard::Gap => true,
-                };
-            }
-        }
-        self.heard = false;
-        Ok(())
+        listen(&mut self.socket, &mut self.heard, says_gone).await
     }
 }
 
@@ -100,24 +84,30 @@ impl LinkWatch {
     /// # Errors
     /// `ENM-N010` the socket broke; there is nothing more to come.
     pub async fn changed(&mut self) -> Result<(), Fault> {
-        self.listen().await.map_err(|source| NetnsError::Connect { source }.into())
+        let prefix = self.prefix;
+        let tells = |datagram: &[u8]| messages(datagram).any(|message| says_changed(message, prefix));
+        listen(&mut self.socket, &mut self.heard, tells).await
     }
+}
 
-    async fn listen(&mut self) -> io::Result<()> {
-        while !self.heard {
-            self.socket.ready().await?;
-            while let Some(heard) = self.socket.take()? {
-                self.heard |= match heard {
-                    Heard::Datagram(datagram) => {
-                        messages(datagram).any(|message| says_changed(message, self.prefix))
-                    }
-                    Heard::Gap => true,
-                };
-            }
+/// Waits until a datagram came that `tells`, or one may have been lost. `heard` outlives an interruption.
+async fn listen(
+    socket: &mut Announcements,
+    heard: &mut bool,
+    tells: impl Fn(&[u8]) -> bool,
+) -> Result<(), Fault> {
+    let broken = |source| NetnsError::Connect { source };
+    while !*heard {
+        socket.ready().await.map_err(broken)?;
+        while let Some(news) = socket.take().map_err(broken)? {
+            *heard |= match news {
+                Heard::Datagram(datagram) => tells(datagram),
+                Heard::Gap => true,
+            };
         }
-        self.heard = false;
-        Ok(())
     }
+    *heard = false;
+    Ok(())
 }
 
 fn says_changed(message: Message<'_>, prefix: &str) -> bool {

@@ -23,7 +23,7 @@ use crate::base::units::Network;
 use crate::base::{Fault, Root};
 use crate::config::value::ServiceId;
 use crate::netns::{self, Cable, Identity, Known, LinkWatch, Namespace};
-use crate::plan::{INNER_LINK, LINK_PREFIX, NamespacePlan, Plan, RedirectPolicy, link_of};
+use crate::plan::{INNER_LINK, LINK_PREFIX, NamespacePlan, Plan, RedirectPolicy, link_of, routed};
 use crate::redirect::{BORDER, Border, Crossings, Desired, Drift, Firewall, Nftables};
 
 /// What is remembered of a namespace.
@@ -89,15 +89,16 @@ impl Held {
         self.route(&desired.policy).map(drop)
     }
 
-    /// The route of virtual IPs.
+    /// The routes of virtual IPs.
     fn route(&self, policy: &RedirectPolicy) -> Result<Vec<String>, Fault> {
-        let wanted = policy.virtual_route;
+        let pool = policy.virtual_route;
+        let wanted = pool.map(routed).unwrap_or_default();
         self.namespace.run_async(|| async move {
             netns::lo_up().await?;
-            for net in netns::our_virtual_routes().await?.into_iter().filter(|net| Some(*net) != wanted) {
+            for net in netns::our_virtual_routes().await?.into_iter().filter(|net| !wanted.contains(net)) {
                 netns::remove_virtual_route(net).await?;
             }
-            match wanted {
+            match pool {
                 Some(net) if netns::ensure_virtual_route(net).await? => {
                     Ok(vec![format!("+ route {net} dev lo")])
                 }

@@ -303,19 +303,23 @@ fn masquerade() -> Rule {
     )
 }
 
+fn running() -> Rule {
+    rule(
+        "connections that run already",
+        "ct state established,related accept",
+        [
+            is("in", json!({ "ct": { "key": "state" } }), json!(["established", "related"])),
+            json!({ "accept": null }),
+        ],
+    )
+}
+
 /// The host itself: only who looks after applications gets to one past its sidecar.
 fn local() -> Vec<Rule> {
     let app =
         || is("==", json!({ "concat": [payload("ip", "daddr"), payload("tcp", "dport")] }), json!("@apps"));
     vec![
-        rule(
-            "connections that run already",
-            "ct state established,related accept",
-            [
-                is("in", json!({ "ct": { "key": "state" } }), json!(["established", "related"])),
-                json!({ "accept": null }),
-            ],
-        ),
+        running(),
         rule(
             "who checks an application",
             "ip daddr . tcp dport @apps meta skuid @checkers accept",
@@ -334,14 +338,7 @@ fn forward() -> Vec<Rule> {
     let open = json!({ "concat": [payload("ip", "daddr"), payload("tcp", "dport")] });
     let reject = |kind: Json| json!({ "reject": kind });
     vec![
-        rule(
-            "connections that run already",
-            "ct state established,related accept",
-            [
-                is("in", json!({ "ct": { "key": "state" } }), json!(["established", "related"])),
-                json!({ "accept": null }),
-            ],
-        ),
+        running(),
         rule(
             "a false sender",
             "iifname @links ip saddr != @nets drop",

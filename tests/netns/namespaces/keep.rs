@@ -97,6 +97,10 @@ fn what_somebody_breaks_is_mended() {
         bed.assert_host_is_clean();
         eprintln!("{what}: mended and used again within {:?}", started.elapsed());
     }
+    let repaired = || bed.status("near")["rules_repaired"].clone();
+    let before = repaired();
+    thread::sleep(Duration::from_secs(1));
+    assert_eq!(repaired(), before, "nobody changes anything, so nothing is mended");
     // The host's setting, which nobody announces: the next change of anything mends it.
     host.run(|| fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap()).unwrap();
     let (_, said) = bed.enmesh("near", &["apply"]);
