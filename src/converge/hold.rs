@@ -50,17 +50,17 @@ fn captures(policy: &RedirectPolicy, services: &[ServiceId], uid: u32) -> bool {
 }
 
 /// Without a daemon: whether the rules that were set last capture the user of `unit`, or nobody wants it
-/// captured. Where somebody does and no rules are known, as after a torn state, it is not.
+/// captured. A state without rules is that of a host that is out of the mesh; a torn one may have had any.
 ///
 /// # Errors
 /// `ENM-S…` the bus does not answer, `ENM-D…` the state cannot be read.
 pub async fn is_captured(root: &Root, unit: &str) -> Result<bool, Fault> {
-    let (state, _) = State::look(root)?;
+    let (state, torn) = State::look(root)?;
     let services = of_unit(&load(root, &state), unit);
     if services.is_empty() {
         return Ok(true);
     }
-    let Some(guard) = state.guard else { return Ok(false) };
+    let Some(guard) = state.guard else { return Ok(torn.is_none()) };
     let systemd = Systemd::connect(root.clone()).await?;
     let uid = known_user(&systemd, root, unit).await?;
     Ok(uid.is_some_and(|uid| captures(&guard.policy, &services, uid)))
@@ -140,7 +140,7 @@ mod tests {
     use crate::converge::state::STATE_FILE;
 
     #[tokio::test(flavor = "current_thread")]
-    async fn without_known_rules_a_unit_that_is_wanted_is_not_captured() {
+    async fn a_torn_state_may_have_had_rules() {
         let dir = tempfile::tempdir().unwrap();
         let root = Root::new(dir.path());
         let services = root.join("/etc/enmesh/services");
@@ -148,11 +148,12 @@ mod tests {
         let file = "name = \"shop\"\nport = 80\n[capture]\nscope = \"unit:shop.service\"\n";
         std::fs::write(services.join("shop.toml"), file).unwrap();
         assert!(is_captured(&root, "other.service").await.unwrap(), "nobody wants that");
-        assert!(!is_captured(&root, "shop.service").await.unwrap(), "no state at all");
+        assert!(is_captured(&root, "shop.service").await.unwrap(), "the host is not in the mesh");
         let state = root.join(STATE_FILE);
         std::fs::create_dir_all(state.parent().unwrap()).unwrap();
         std::fs::write(&state, "{\"version\": 1, \"gua").unwrap();
-        assert!(!is_captured(&root, "shop.service").await.unwrap(), "a torn one");
+        assert!(!is_captured(&root, "shop.service").await.unwrap(), "but it may be");
+        assert!(is_captured(&root, "other.service").await.unwrap(), "which is nothing to others");
         assert!(state.exists(), "a look moves nothing");
     }
 }
