@@ -376,21 +376,9 @@ mod tests {
             ("ENMESH_SERVICE_PORT", "0", "ENM-C011", "ENMESH_SERVICE_PORT: ENM-C011: `port`: "),
             ("ENMESH_SERVICE_PORT", "http", "ENM-C011", "ENMESH_SERVICE_PORT: ENM-C011: `port`: "),
             ("ENMESH_SERVICE_ENABLED", "yes", "ENM-C011", "ENMESH_SERVICE_ENABLED: ENM-C011: `enabled`: "),
-            (
-                "ENMESH_SERVICE_UPSTREAM",
-                "db",
-                "ENM-C011", "ENMESH_SERVICE_UPSTREAM: ENM-C011: `upstream`: ",
-            ),
-            (
-                "ENMESH_SERVICE_META",
-                "x",
-                "ENM-C011", "ENMESH_SERVICE_META: ENM-C011: `meta`: ",
-            ),
-            (
-                "ENMESH_SERVICE_CHECK",
-                "127.0.0.1:80",
-                "ENM-C011", "ENMESH_SERVICE_CHECK: ENM-C011: `check`: ",
-            ),
+            ("ENMESH_SERVICE_UPSTREAM", "db", "ENM-C011", "ENMESH_SERVICE_UPSTREAM: ENM-C011: `upstream`: "),
+            ("ENMESH_SERVICE_META", "x", "ENM-C011", "ENMESH_SERVICE_META: ENM-C011: `meta`: "),
+            ("ENMESH_SERVICE_CHECK", "127.0.0.1:80", "ENM-C011", "ENMESH_SERVICE_CHECK: ENM-C011: `check`: "),
             (
                 "ENMESH_SERVICE_CHECK",
                 "[{\"http\": 3}]",

@@ -24,6 +24,10 @@ use crate::redirect::Desired;
 pub async fn init(root: &Root) -> Result<Early, Fault> {
     let state = State::default();
     let config = load(root, &state);
+    if facts::is_reduced(&config.host) {
+        // A sidecar does without, and says so; whoever starts this wants rules.
+        preflight::capabilities(false, true)?;
+    }
     let facts = facts::offline(root, &config, &state, MeshView::default())?;
     let plan = plan::plan(&config, &facts);
     let faults: Vec<Fault> = config.errors.into_iter().chain(plan.errors).collect();
