@@ -141,7 +141,7 @@ fn dispatch(cli: Cli) -> Result<Answer, Fault> {
     let Cli { global, verb } = cli;
     match verb {
         Verb::Run(verb) => {
-            log::start(verb.log, global.json);
+            log::start(verb.log()?, global.json);
             local(verb.run(&global))
         }
         Verb::Apply(verb) => local(verb.run(&global)),

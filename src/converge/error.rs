@@ -139,6 +139,14 @@ pub enum ConvergeError {
         /// The time it had.
         limit: Duration,
     },
+    /// The environment asks for a log that there is not.
+    #[error("{variable} is {text:?}, which is none of auto, json and text")]
+    LogFormat {
+        /// The variable.
+        variable: &'static str,
+        /// Its value.
+        text: String,
+    },
     /// The readiness endpoint cannot listen.
     #[error("cannot listen on {listen} for questions about readiness")]
     Readiness {
@@ -204,6 +212,7 @@ impl Explain for ConvergeError {
             ConvergeError::NotRedirected { .. } => "ENM-D110",
             ConvergeError::NotGone { .. } => "ENM-D111",
             ConvergeError::Readiness { .. } => "ENM-D112",
+            ConvergeError::LogFormat { .. } => "ENM-D113",
             ConvergeError::Watches { .. } => "ENM-D015",
             ConvergeError::NoFlow { .. } => "ENM-D016",
             ConvergeError::NoReports { .. } => "ENM-D035",
@@ -259,6 +268,7 @@ impl Explain for ConvergeError {
                  where others find that nothing answers"
                     .to_owned()
             }
+            ConvergeError::LogFormat { variable, .. } => format!("correct or unset {variable}"),
             ConvergeError::Readiness { .. } => {
                 "choose another address or port in `readiness.listen` (ENMESH_READINESS_LISTEN)".to_owned()
             }
@@ -287,6 +297,7 @@ impl Explain for ConvergeError {
         match self {
             ConvergeError::NewerState { .. }
             | ConvergeError::NoService { .. }
+            | ConvergeError::LogFormat { .. }
             | ConvergeError::NoReports { .. } => Class::Config,
             ConvergeError::Locked { .. }
             | ConvergeError::NotAsked { .. }

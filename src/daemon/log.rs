@@ -8,6 +8,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::base::{Class, Fault};
+use crate::converge::ConvergeError;
 
 /// How log lines look, and where they go.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -19,6 +20,24 @@ pub enum LogFormat {
     Json,
     /// Lines on standard error.
     Text,
+}
+
+/// The variable that says it, where no flag does.
+const VARIABLE: &str = "ENMESH_LOG";
+
+impl LogFormat {
+    /// What the environment says; `auto` where it says nothing.
+    ///
+    /// # Errors
+    /// `ENM-D113` it is none of them.
+    pub fn of_environment() -> Result<LogFormat, Fault> {
+        let text = std::env::var(VARIABLE).unwrap_or_default();
+        match text.trim() {
+            "" => Ok(LogFormat::Auto),
+            text => clap::ValueEnum::from_str(text, false)
+                .map_err(|_| ConvergeError::LogFormat { variable: VARIABLE, text: text.to_owned() }.into()),
+        }
+    }
 }
 
 /// Sets up logging for the life of the process. `machine` says that standard output is for one JSON document; then

@@ -48,7 +48,7 @@ fn says_what_is_wrong_with_the_environment(field: &Field) {
         (&[("ENMESH_SERVICE_PORT", "http")], 65, "ENMESH_SERVICE_PORT"),
         (&[("ENMESH_DRIVER", "nft")], 65, "ENMESH_DRIVER"),
         (&[("ENMESH_PROFILE", "container")], 77, "ENM-D014"),
-        (&[("ENMESH_LOG", "xml")], 64, "ENMESH_LOG"),
+        (&[("ENMESH_LOG", "xml")], 65, "ENMESH_LOG"),
     ];
     for (environment, status, words) in cases {
         field.sidecar(WEB, &[], environment);
