@@ -10,7 +10,7 @@ use super::ssh;
 use super::state::State;
 use crate::base::{Fault, Root, files};
 use crate::config::value::{Scope, UserSpec};
-use crate::config::{Config, ControlPlane, HostConfig, Mode, Profile};
+use crate::config::{Config, ControlPlane, DnsMode, HostConfig, Mode, Profile};
 use crate::envoy;
 use crate::netns::{self, Sockets};
 use crate::plan::facts::{HostFacts, User};
@@ -93,6 +93,11 @@ pub fn settle(root: &Root, config: &mut Config, env: &dyn Fn(&str) -> Option<Str
         config.host.profile = Profile::Aci;
     }
     config.host.settle(systemd);
+    if !systemd && root.is_host() {
+        // There is no systemd-resolved to tell, and nobody would ask our resolver.
+        let unled = config.services.iter_mut().filter(|service| service.capture.dns == DnsMode::Resolved);
+        unled.for_each(|service| service.capture.dns = DnsMode::Redirect);
+    }
     if !is_reduced(&config.host) {
         return;
     }

@@ -42,6 +42,11 @@ fn neighbours() -> PathBuf {
     tree
 }
 
+/// The binary: the one that these tests were built with, or another that is to be measured.
+pub fn enmesh() -> PathBuf {
+    std::env::var_os("ENMESH_BINARY").map_or_else(|| env!("CARGO_BIN_EXE_enmesh").into(), PathBuf::from)
+}
+
 pub fn envoy() -> PathBuf {
     let path = std::env::var_os("ENMESH_ENVOY").map(PathBuf::from);
     let path = path.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/envoy"));
@@ -157,10 +162,11 @@ impl Docker {
     fn import(&self) {
         let tree = self.at("tree");
         let mut files: BTreeSet<PathBuf> = PROGRAMS.iter().map(PathBuf::from).collect();
-        let mounted = [PathBuf::from(env!("CARGO_BIN_EXE_enmesh")), envoy()];
+        let mounted = [enmesh(), envoy()];
         for program in files.clone().into_iter().chain(mounted) {
             let arguments = [program.to_str().unwrap()];
             let said = exec::run(&exec::find("ldd").unwrap(), &arguments, b"", LIMIT).unwrap();
+            // A static one needs nothing, in words that have no path in them.
             let text = String::from_utf8(said.stdout).unwrap();
             files.extend(text.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from));
         }

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::acl_bed::{Issuer, acl, block, bootstrap};
 use crate::bed::{Agent, client_of};
-use crate::docker::{BRIDGE, Docker, IMAGE, envoy, until};
+use crate::docker::{BRIDGE, Docker, IMAGE, enmesh, envoy, until};
 
 /// How long anything may take that is not Docker's.
 pub const SOON: Duration = Duration::from_secs(20);
@@ -22,14 +22,12 @@ pub const SOON: Duration = Duration::from_secs(20);
 pub const APP_PORT: u16 = 8080;
 
 /// The sidecar's environment in every group.
-const COMMON: [(&str, &str); 7] = [
+const COMMON: [(&str, &str); 5] = [
     ("ENMESH_PROFILE", "aci"),
     ("ENMESH_CONTROL_PLANE", "catalog"),
     ("ENMESH_REGISTRATION", "catalog"),
     ("ENMESH_CONSUL_LOGIN_METHOD", "vm"),
     ("ENMESH_CONSUL_LOGIN_BEARER_TOKEN_FILE", "/run/secrets/jwt"),
-    ("ENMESH_SERVICE_CAPTURE_DNS", "redirect"),
-    ("ENMESH_READINESS_LISTEN", "0.0.0.0:15000"),
 ];
 
 pub struct Field {
@@ -130,7 +128,7 @@ impl Field {
     /// Starts the container of an app, which is also the first of its group.
     pub fn app(&self, group: &str, service: &str) {
         let listen = format!("127.0.0.1:{APP_PORT}");
-        let enmesh = format!("{}:/usr/bin/enmesh:ro", env!("CARGO_BIN_EXE_enmesh"));
+        let enmesh = format!("{}:/usr/bin/enmesh:ro", enmesh().display());
         let app = format!("{group}-app");
         self.docker.run(&[
             "run",
@@ -165,7 +163,7 @@ impl Field {
         let mut all: Vec<String> = ["run", "--network"].map(str::to_owned).to_vec();
         all.push(format!("container:{group}-app"));
         let mounts = [
-            (env!("CARGO_BIN_EXE_enmesh").to_owned(), "/usr/bin/enmesh"),
+            (enmesh().display().to_string(), "/usr/bin/enmesh"),
             (envoy().display().to_string(), "/usr/bin/envoy"),
             (self.docker.at(&format!("jwt-{service}")).display().to_string(), "/run/secrets/jwt"),
         ];

@@ -49,7 +49,7 @@ fn no_request_is_lost_while_groups_are_replaced() {
         let load = scope.spawn(|| {
             let url = "http://api.virtual.consul/";
             let hammer =
-                ["/usr/bin/enmesh", "demo-app", "hammer", "--rate", RATE, "--milliseconds", "40000", url];
+                ["/usr/bin/enmesh", "demo-app", "hammer", "--rate", RATE, "--milliseconds", "30000", url];
             field.docker.json("web1-app", &hammer)
         });
         std::thread::sleep(Duration::from_secs(1));
