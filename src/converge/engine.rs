@@ -26,7 +26,7 @@ use super::trial;
 use crate::base::units::Units;
 use crate::base::{Fault, Root};
 use crate::config::value::ServiceId;
-use crate::config::{self, Config, HostConfig, Mode, ServiceConfig};
+use crate::config::{self, Config, HostConfig, Mode, Profile, ServiceConfig};
 use crate::envoy::{self, Publisher};
 use crate::mesh::Local;
 use crate::plan::facts::SshSession;
@@ -217,6 +217,11 @@ impl Engine {
     /// The names of the driver, the unit manager and the control plane.
     pub fn adapters(&self) -> [&'static str; 3] {
         [self.adapters.firewall.name(), self.adapters.units.name(), self.adapters.drive.name()]
+    }
+
+    /// What kind of host this is.
+    pub fn profile(&self) -> Profile {
+        self.host.profile
     }
 
     /// Where questions about readiness are answered.

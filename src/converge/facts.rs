@@ -89,8 +89,12 @@ pub fn settle(root: &Root, config: &mut Config, env: &dyn Fn(&str) -> Option<Str
         return;
     }
     let systemd = runs_systemd(root, &config.host);
-    if config.host.profile == Profile::Auto && !systemd && env(AZURE).is_some() {
-        config.host.profile = Profile::Aci;
+    if config.host.profile == Profile::Auto {
+        config.host.profile = match (systemd, env(AZURE)) {
+            (true, _) => Profile::Host,
+            (false, Some(_)) => Profile::Aci,
+            (false, None) => Profile::Container,
+        };
     }
     config.host.settle(systemd);
     if !systemd && root.is_host() {

@@ -11,7 +11,7 @@ use super::health::{self, CheckView};
 use super::membership::{ConsulStatus, Registered};
 use super::sidecar::Phase;
 use crate::base::Fault;
-use crate::config::CheckStatus;
+use crate::config::{CheckStatus, Profile};
 use crate::envoy::Stream;
 use crate::health::States;
 use crate::plan::{Generation, NamespacePlan};
@@ -32,6 +32,8 @@ pub struct Status {
     pub units: &'static str,
     /// Who drives Envoy.
     pub control_plane: &'static str,
+    /// What kind of host this is, as it was configured or found.
+    pub profile: Profile,
     /// What is lost because nothing can be redirected here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub not_redirected: Option<&'static str>,
@@ -166,6 +168,7 @@ impl Status {
     pub fn update(&mut self, engine: &Engine) {
         self.version = env!("CARGO_PKG_VERSION");
         [self.driver, self.units, self.control_plane] = engine.adapters();
+        self.profile = engine.profile();
         self.not_redirected = engine.not_redirected();
         self.consul = engine.consul();
         self.pending = engine

@@ -1,5 +1,6 @@
 //! A Docker Engine in a network namespace of the test's own. The programs are those of Debian's packages, unpacked below
 //! `target/tools/neighbours` (`scripts/fetch-neighbours`).
+#![allow(dead_code, reason = "the bench uses a part")]
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -34,17 +35,14 @@ pub struct Docker {
     folder: tempfile::TempDir,
     /// Where it and all containers' bridge are.
     pub outside: Namespace,
+    /// The enmesh that containers have.
+    pub enmesh: PathBuf,
 }
 
 fn neighbours() -> PathBuf {
     let tree = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/neighbours");
     assert!(tree.join("complete").is_file(), "scripts/fetch-neighbours fetches Docker");
     tree
-}
-
-/// The binary: the one that these tests were built with, or another that is to be measured.
-pub fn enmesh() -> PathBuf {
-    std::env::var_os("ENMESH_BINARY").map_or_else(|| env!("CARGO_BIN_EXE_enmesh").into(), PathBuf::from)
 }
 
 pub fn envoy() -> PathBuf {
@@ -68,9 +66,9 @@ pub fn until<T>(what: &str, limit: Duration, mut check: impl FnMut() -> Result<T
 
 impl Docker {
     /// Starts it in `outside`, with the image.
-    pub fn start(outside: Namespace) -> Docker {
+    pub fn start(outside: Namespace, enmesh: PathBuf) -> Docker {
         let folder = tempfile::Builder::new().prefix("enmesh-group-").tempdir_in("/tmp").unwrap();
-        let mut docker = Docker { daemon: None, folder, outside };
+        let mut docker = Docker { daemon: None, folder, outside, enmesh };
         let path = format!("{0}/usr/bin:{0}/usr/sbin:/usr/sbin:/usr/bin:/sbin:/bin", neighbours().display());
         let mut command = Command::new(neighbours().join("usr/sbin/dockerd"));
         command.arg("--data-root").arg(docker.at("data")).arg("--exec-root").arg(docker.at("exec"));
@@ -162,7 +160,7 @@ impl Docker {
     fn import(&self) {
         let tree = self.at("tree");
         let mut files: BTreeSet<PathBuf> = PROGRAMS.iter().map(PathBuf::from).collect();
-        let mounted = [enmesh(), envoy()];
+        let mounted = [self.enmesh.clone(), envoy()];
         for program in files.clone().into_iter().chain(mounted) {
             let arguments = [program.to_str().unwrap()];
             let said = exec::run(&exec::find("ldd").unwrap(), &arguments, b"", LIMIT).unwrap();

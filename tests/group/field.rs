@@ -1,9 +1,11 @@
 //! What container groups need around them: a Docker Engine, and a Consul that knows who may be what.
+#![allow(dead_code, reason = "the bench uses a part")]
 
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -12,9 +14,9 @@ use enmesh::consul::{Client, Query, TokenSource};
 use enmesh::netns::{self, Namespace};
 use serde_json::{Value, json};
 
-use crate::acl_bed::{Issuer, acl, block, bootstrap};
-use crate::bed::{Agent, client_of};
-use crate::docker::{BRIDGE, Docker, IMAGE, enmesh, envoy, until};
+use super::acl_bed::{Issuer, acl, block, bootstrap};
+use super::bed::{Agent, client_of};
+use super::docker::{BRIDGE, Docker, IMAGE, envoy, until};
 
 /// How long anything may take that is not Docker's.
 pub const SOON: Duration = Duration::from_secs(20);
@@ -23,7 +25,8 @@ pub const APP_PORT: u16 = 8080;
 
 /// The sidecar's environment in every group.
 const COMMON: [(&str, &str); 5] = [
-    ("ENMESH_PROFILE", "aci"),
+    // By which the profile is found.
+    ("Fabric_NodeIPOrFQDN", "10.0.0.4"),
     ("ENMESH_CONTROL_PLANE", "catalog"),
     ("ENMESH_REGISTRATION", "catalog"),
     ("ENMESH_CONSUL_LOGIN_METHOD", "vm"),
@@ -33,19 +36,24 @@ const COMMON: [(&str, &str); 5] = [
 pub struct Field {
     pub docker: Docker,
     consul: Option<Agent>,
-    operator: std::path::PathBuf,
+    operator: PathBuf,
     name: String,
 }
 
 impl Field {
     /// A Consul at the bridge's address, where each group may log in and be its service.
     pub fn new(services: &[&str]) -> Field {
+        Field::with(services, env!("CARGO_BIN_EXE_enmesh").into())
+    }
+
+    /// The same with another binary than the one that was built with this.
+    pub fn with(services: &[&str], enmesh: PathBuf) -> Field {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("enmesh-group-{}-{number}", std::process::id());
         let outside = Namespace::create(&name).expect("these tests need root and network namespaces");
         netns_up(&outside);
-        let docker = Docker::start(outside);
+        let docker = Docker::start(outside, enmesh);
         let start = async || {
             let mut settings = acl();
             settings["client_addr"] = json!("0.0.0.0");
@@ -128,7 +136,7 @@ impl Field {
     /// Starts the container of an app, which is also the first of its group.
     pub fn app(&self, group: &str, service: &str) {
         let listen = format!("127.0.0.1:{APP_PORT}");
-        let enmesh = format!("{}:/usr/bin/enmesh:ro", enmesh().display());
+        let enmesh = format!("{}:/usr/bin/enmesh:ro", self.docker.enmesh.display());
         let app = format!("{group}-app");
         self.docker.run(&[
             "run",
@@ -163,7 +171,7 @@ impl Field {
         let mut all: Vec<String> = ["run", "--network"].map(str::to_owned).to_vec();
         all.push(format!("container:{group}-app"));
         let mounts = [
-            (enmesh().display().to_string(), "/usr/bin/enmesh"),
+            (self.docker.enmesh.display().to_string(), "/usr/bin/enmesh"),
             (envoy().display().to_string(), "/usr/bin/envoy"),
             (self.docker.at(&format!("jwt-{service}")).display().to_string(), "/run/secrets/jwt"),
         ];
@@ -186,6 +194,11 @@ impl Field {
         let name = format!("{group}-sidecar");
         let options = [&["--detach", "--name", &name][..], options].concat();
         self.enmesh((group, service), &options, environment, &["run"]).unwrap();
+    }
+
+    /// Ends Consul, as if the group were cut off from it.
+    pub fn cut_off(&mut self) {
+        self.consul.take();
     }
 
     pub fn status(&self, group: &str) -> Value {

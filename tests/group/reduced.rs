@@ -1,5 +1,7 @@
 //! Without the capability that rules take, as in most groups of Azure; and what is wrong with an environment.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 
 use crate::docker::until;
@@ -8,9 +10,12 @@ use crate::field::{Field, SOON};
 const API: (&str, &str) = ("api1", "api");
 const WEB: (&str, &str) = ("web1", "web");
 
+/// The environment, the exit status, and what is said.
+type Case = (&'static [(&'static str, &'static str)], i32, &'static str);
+
 #[test]
 fn without_the_capability_explicit_upstreams_are_in_the_mesh() {
-    let field = Field::new(&["api", "web"]);
+    let mut field = Field::new(&["api", "web"]);
     field.post(
         "/v1/connect/intentions",
         &json!({ "SourceName": "web", "DestinationName": "api", "Action": "allow" }),
@@ -34,17 +39,30 @@ fn without_the_capability_explicit_upstreams_are_in_the_mesh() {
     assert!(lost.contains("CAP_NET_ADMIN"), "{status}");
     assert_eq!(status["warnings"][0]["code"], "ENM-D110");
     assert_eq!((&status["driver"], &status["ready"]), (&json!("none"), &json!(true)));
+    assert_eq!(status["profile"], "aci");
     let text = field.docker.run(&["exec", "web1-sidecar", "/usr/bin/enmesh", "status"]);
     assert!(text.contains("nothing is redirected: this container lacks CAP_NET_ADMIN"), "{text}");
     // Nothing stands in the way of an end either.
     field.docker.run(&["kill", "--signal", "TERM", "web1-sidecar"]);
     assert_eq!(field.docker.exit_status("web1-sidecar"), 0, "{}", field.docker.log("web1-sidecar"));
     assert_eq!(field.logins(), 1);
+    cut_off_from_consul(&mut field);
+}
+
+/// Somebody who looks at the exit status learns that something is left behind; nobody waits for long.
+fn cut_off_from_consul(field: &mut Field) {
+    field.cut_off();
+    let started = Instant::now();
+    field.docker.run(&["kill", "--signal", "TERM", "api1-sidecar"]);
+    assert_eq!(field.docker.exit_status("api1-sidecar"), 1);
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    let log = field.docker.log("api1-sidecar");
+    assert!(log.contains("error: ENM-K"), "{log}");
 }
 
 /// A container that cannot be right ends with what is wrong; and where a capability could be given, it is asked for.
 fn says_what_is_wrong_with_the_environment(field: &Field) {
-    let cases: [(&[(&str, &str)], i32, &str); 4] = [
+    let cases: [Case; 4] = [
         (&[("ENMESH_SERVICE_PORT", "http")], 65, "ENMESH_SERVICE_PORT"),
         (&[("ENMESH_DRIVER", "nft")], 65, "ENMESH_DRIVER"),
         (&[("ENMESH_PROFILE", "container")], 77, "ENM-D014"),

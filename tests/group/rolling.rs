@@ -38,7 +38,9 @@ fn no_request_is_lost_while_groups_are_replaced() {
     start(&field, "api1");
     start(&field, "api2");
     field.app("web1", "web");
-    field.sidecar(("web1", "web"), &RULES, &[]);
+    // Any container host, not only the one whose profile is found.
+    let container = [("ENMESH_PROFILE", "container"), ("ENMESH_READINESS_LISTEN", "0.0.0.0:15000")];
+    field.sidecar(("web1", "web"), &RULES, &container);
     field.await_ready("web1");
     until("an answer", SOON, || {
         let answer = field.get_from("web1", "http://api.virtual.consul/");
@@ -64,6 +66,7 @@ fn no_request_is_lost_while_groups_are_replaced() {
     let number = |key: &str| hammered[key].as_u64().unwrap();
     assert!(number("tried") > 1000, "{hammered}");
     assert_eq!(number("answered"), number("tried"), "{hammered}");
+    assert_eq!(field.status("web1")["profile"], "container");
     let mut left: Vec<String> = field.instances("api").into_iter().map(|(node, _)| node).collect();
     left.sort();
     assert_eq!(left, ["api3-enmesh", "api4-enmesh"]);
