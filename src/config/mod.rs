@@ -7,6 +7,7 @@
 mod check;
 mod consul_rules;
 mod de;
+mod environment;
 mod error;
 mod host;
 mod host_rules;
@@ -24,10 +25,13 @@ use std::path::PathBuf;
 
 pub use check::{Check, CheckStatus};
 pub use host::{
-    ConsulConfig, ControlPlane, DnsConfig, Driver, EnvoyConfig, HostConfig, LoginConfig, NamespacesConfig,
-    PortsConfig, Profile, RegistrationMode, StaticConfig,
+    AtStop, ConsulConfig, ControlPlane, DnsConfig, Driver, EnvoyConfig, HostConfig, LoginConfig,
+    NamespacesConfig, PortsConfig, Profile, ReadinessConfig, RegistrationMode, StaticConfig, StopConfig,
 };
-pub use load::{consul_from_environment, load, load_beside, load_path, watched_paths};
+pub use load::{
+    consul_from_environment, is_of_environment, load, load_beside, load_path, unknown_variables,
+    watched_paths,
+};
 pub use schema::{schema_host, schema_service};
 pub use service::{
     Bypass, Capture, DnsMode, Inbound, Ipv6Policy, Legacy, LegacyForm, Locality, Mode, OnProxyFailure,
