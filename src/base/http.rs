@@ -3,7 +3,9 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
@@ -12,6 +14,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// The largest body that is read, in bytes: Envoy's dump of a thousand listeners has about 3 MiB.
 pub const BODY_LIMIT: usize = 32 << 20;
@@ -106,26 +109,62 @@ pub trait Listener {
     /// A connection.
     type Stream: AsyncRead + AsyncWrite + Unpin + 'static;
 
-    /// The next one.
-    fn next(&self) -> impl Future<Output = io::Result<Self::Stream>>;
+    /// How long one may last; `None` where only those who are trusted have any.
+    fn limit(&self) -> Option<Duration>;
+
+    /// The next one, and what it holds for as long as it lasts.
+    fn next(&self) -> impl Future<Output = io::Result<(Self::Stream, Option<OwnedSemaphorePermit>)>>;
 }
 
 impl Listener for UnixListener {
     type Stream = UnixStream;
 
-    async fn next(&self) -> io::Result<UnixStream> {
-        self.accept().await.map(|(stream, _)| stream)
+    fn limit(&self) -> Option<Duration> {
+        None
+    }
+
+    async fn next(&self) -> io::Result<(UnixStream, Option<OwnedSemaphorePermit>)> {
+        self.accept().await.map(|(stream, _)| (stream, None))
     }
 }
 
-impl Listener for TcpListener {
+/// A port that anybody may reach. Nobody keeps a connection for long, and those of all together never use up what the
+/// process has of file numbers.
+pub struct Public {
+    listener: TcpListener,
+    slots: Arc<Semaphore>,
+    limit: Duration,
+}
+
+impl Public {
+    /// At `address`.
+    ///
+    /// # Errors
+    /// The address is not to be had.
+    pub async fn bind(address: SocketAddr) -> io::Result<Public> {
+        Public::with(address, 64, Duration::from_secs(5)).await
+    }
+
+    /// For so many `connections` at a time; more wait in the kernel's queue.
+    async fn with(address: SocketAddr, connections: usize, limit: Duration) -> io::Result<Public> {
+        let listener = TcpListener::bind(address).await?;
+        Ok(Public { listener, slots: Arc::new(Semaphore::new(connections)), limit })
+    }
+}
+
+impl Listener for Public {
     type Stream = TcpStream;
 
-    /// A connection that broke before it was taken is none, and running out of file numbers passes.
-    async fn next(&self) -> io::Result<TcpStream> {
+    fn limit(&self) -> Option<Duration> {
+        Some(self.limit)
+    }
+
+    /// A connection that broke before it was taken is none.
+    async fn next(&self) -> io::Result<(TcpStream, Option<OwnedSemaphorePermit>)> {
+        let slot = Arc::clone(&self.slots).acquire_owned().await.map_err(io::Error::other)?;
         loop {
-            match self.accept().await {
-                Ok((stream, _)) => return Ok(stream),
+            match self.listener.accept().await {
+                Ok((stream, _)) => return Ok((stream, Some(slot))),
                 Err(error) => tracing::debug!(%error, "a connection was not taken"),
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -147,7 +186,8 @@ where
     /// A question of ours is a few names.
     const QUESTION_LIMIT: usize = 1 << 20;
     loop {
-        let stream = listener.next().await?;
+        let (stream, slot) = listener.next().await?;
+        let limit = listener.limit();
         let handle = handle.clone();
         let service = hyper::service::service_fn(move |request: Request<Incoming>| {
             let handle = handle.clone();
@@ -175,8 +215,12 @@ where
         tokio::task::spawn_local(async move {
             let connection =
                 hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-            // A peer that hangs up is no matter of ours.
-            let _ = connection.await;
+            // A peer that hangs up is no matter of ours, and neither is one that takes too long.
+            match limit {
+                Some(limit) => drop(tokio::time::timeout(limit, connection).await),
+                None => drop(connection.await),
+            }
+            drop(slot);
         });
     }
 }
@@ -184,6 +228,31 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn nobody_holds_a_public_port_for_long() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let local = tokio::task::LocalSet::new();
+        local
+            .run_until(async {
+                let any = SocketAddr::from(([127, 0, 0, 1], 0));
+                let public = Public::with(any, 2, Duration::from_millis(200)).await.unwrap();
+                let address = public.listener.local_addr().unwrap();
+                let answer = |_| async { (StatusCode::OK, "text/plain", b"here".to_vec()) };
+                tokio::task::spawn_local(serve(public, answer));
+                let mut idle = Vec::new();
+                for _ in 0..6 {
+                    idle.push(TcpStream::connect(address).await.unwrap());
+                }
+                let mut stream = TcpStream::connect(address).await.unwrap();
+                stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+                let mut text = String::new();
+                let read = stream.read_to_string(&mut text);
+                tokio::time::timeout(Duration::from_secs(5), read).await.unwrap().unwrap();
+                assert!(text.ends_with("here"), "{text}");
+            })
+            .await;
+    }
 
     #[tokio::test(flavor = "current_thread")]
     async fn question_and_answer_over_a_socket() {

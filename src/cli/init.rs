@@ -11,7 +11,7 @@ use crate::converge::{Early, init};
 /// Set the rules with no sidecar live, and exit: for an init container
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Nothing that belongs into the mesh leaves the group in the clear from then on, and nothing reaches the app's port,\nuntil `enmesh run` has its sidecar up. It asks nobody, needs CAP_NET_ADMIN, and takes the configuration that the sidecar\nhas. Where nothing is captured it does nothing.\n\nExit status 0 when the rules are set or none are needed, 65 when the configuration is bad, 77 without the privilege.\n\nExamples:\n  enmesh init            in an init container, which shares the network namespace of the group\n  enmesh init --json     what it closes"
+    after_help = "Nothing that belongs into the mesh leaves the group in the clear from then on, and nothing reaches\nthe app's port, until `enmesh run` has its sidecar up. It asks nobody, needs CAP_NET_ADMIN, and\ntakes the configuration that the sidecar has. Where nothing is captured it does nothing.\n\nExit status 0 when the rules are set or none are needed, 65 when the configuration is bad, 77 without the privilege.\n\nExamples:\n  enmesh init            in an init container, which shares the network namespace of the group\n  enmesh init --json     what it closes"
 )]
 pub struct Init {}
 

@@ -107,8 +107,7 @@ pub(super) fn is_of_environment(fault: &Fault) -> bool {
     file.is_some_and(|file| variables().iter().any(|(_, variable)| variable.name == file))
 }
 
-/// Every variable, and whether it is the service's. Those that a template sets and this release does not know
-/// are warned of, so the list follows the types.
+/// Every variable, and whether it is the service's: made once from the types' schemas, so that a new key has one.
 fn variables() -> &'static [(bool, Variable)] {
     static ALL: OnceLock<Vec<(bool, Variable)>> = OnceLock::new();
     ALL.get_or_init(|| {

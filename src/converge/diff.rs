@@ -48,6 +48,9 @@ impl Engine {
     }
 
     async fn diff_route(&self, plan: &Plan) -> Result<Vec<Change>, Fault> {
+        if !self.adapters.redirects {
+            return Ok(Vec::new());
+        }
         let ours = netns::our_virtual_routes().await?;
         let change = |net: &ipnet::Ipv4Net, kind| Change {
             subject: Subject::Route,

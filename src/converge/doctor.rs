@@ -208,14 +208,20 @@ pub async fn examine(root: &Root, daemon: Result<Heard, Fault>) -> Vec<Examined>
         Some(engine) => engine.intend().await,
         None => look(root).await,
     };
+    let mut needs_rules = true;
     match intent {
         Ok(intent) => {
+            // Where a container may set none, the plan has said what that means.
+            let may = engine.as_ref().is_none_or(|engine| engine.adapters.redirects);
+            needs_rules = may || !intent.plan.redirect.is_empty();
             found.faults.extend(unheard.filter(|_| !intent.plan.services.is_empty()));
             found.of_intent(root, &intent, engine.as_ref(), heard.as_ref());
         }
         Err(fault) => found.faults.push(fault),
     }
-    found.of_kernel();
+    if needs_rules {
+        found.of_kernel();
+    }
     found.of_time(root);
     found.sorted()
 }

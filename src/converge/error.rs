@@ -131,13 +131,11 @@ pub enum ConvergeError {
         /// Their names.
         missing: String,
     },
-    /// Consul was not told in time that this host is gone.
-    #[error(
-        "Consul was not told within {limit:?} that this host is gone: its registrations stay until somebody removes them"
-    )]
-    NotGone {
-        /// The time it had.
-        limit: Duration,
+    /// A container has ended, and not everything of it is gone.
+    #[error("this host has ended, and something of it may be left in Consul: {why}")]
+    LeftBehind {
+        /// What went wrong first.
+        why: String,
     },
     /// The environment asks for a log that there is not.
     #[error("{variable} is {text:?}, which is none of auto, json and text")]
@@ -210,7 +208,7 @@ impl Explain for ConvergeError {
             ConvergeError::Stranger { .. } => "ENM-D013",
             ConvergeError::Capabilities { .. } => "ENM-D014",
             ConvergeError::NotRedirected { .. } => "ENM-D110",
-            ConvergeError::NotGone { .. } => "ENM-D111",
+            ConvergeError::LeftBehind { .. } => "ENM-D111",
             ConvergeError::Readiness { .. } => "ENM-D112",
             ConvergeError::LogFormat { .. } => "ENM-D113",
             ConvergeError::Watches { .. } => "ENM-D015",
@@ -263,9 +261,9 @@ impl Explain for ConvergeError {
                  `enmesh check`, `render` and `status` need none"
                     .to_owned()
             }
-            ConvergeError::NotGone { .. } => {
-                "Consul's `PUT /v1/catalog/deregister` with the node's name takes them out; nobody is led there meanwhile \
-                 where others find that nothing answers"
+            ConvergeError::LeftBehind { .. } => {
+                "Consul's `PUT /v1/catalog/deregister` with the node's name takes it out; a host that starts again under \
+                 that name takes it over"
                     .to_owned()
             }
             ConvergeError::LogFormat { variable, .. } => format!("correct or unset {variable}"),

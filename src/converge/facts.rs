@@ -18,7 +18,8 @@ use crate::plan::{LINK_PREFIX, MeshView};
 use crate::systemd::Systemd;
 use crate::systemd::scope::UnitUser;
 
-/// A variable that Service Fabric, which runs the container groups of Azure, sets in each container.
+/// A variable that Service Fabric sets in the containers it runs, those of Azure's container groups among them. Its
+/// value, the machine's address, is of no use.
 const AZURE: &str = "Fabric_NodeIPOrFQDN";
 
 /// A `passwd` or `services` file larger than this is not read.

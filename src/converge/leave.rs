@@ -160,7 +160,7 @@ impl Engine {
     pub async fn leave(&mut self) -> Outcome {
         let keys: BTreeSet<Key> = self.state.registered.clone();
         let departure = match &mut self.adapters.drive.membership {
-            Some(membership) => membership.departure(&keys).await,
+            Some(membership) => timeout(FAREWELL, membership.departure(&keys)).await.ok().flatten(),
             None => None,
         };
         let hears = |status: ConsulStatus| status.fault.is_none();
@@ -181,8 +181,12 @@ impl Engine {
         };
         match timeout(FAREWELL, gone).await {
             Ok(more) => faults.extend(more),
-            Err(_) => faults.push(ConvergeError::NotGone { limit: FAREWELL }.into()),
+            Err(_) => {
+                let why = format!("Consul did not answer within {FAREWELL:?}");
+                faults.push(ConvergeError::LeftBehind { why }.into());
+            }
         }
+        keep(&mut faults, self.names.end(self.adapters.systemd.as_ref()).await);
         keep(&mut faults, self.state.save(&self.root));
         Outcome { faults }
     }

@@ -118,6 +118,10 @@ impl Engine {
         self.rules = None;
         self.state.guard = None;
         self.adapters.firewall.remove()?;
+        if !self.adapters.redirects {
+            // What an earlier container of the group has left goes with the group.
+            return Ok(());
+        }
         for net in netns::our_virtual_routes().await? {
             netns::remove_virtual_route(net).await?;
         }

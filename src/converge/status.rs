@@ -16,6 +16,7 @@ use crate::envoy::Stream;
 use crate::health::States;
 use crate::plan::{Generation, NamespacePlan};
 use crate::redirect::DriftEvent;
+use crate::supervise::privilege::Privilege;
 
 /// The state of one host. The shape is stable: fields are only ever added.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -34,6 +35,9 @@ pub struct Status {
     pub control_plane: &'static str,
     /// What kind of host this is, as it was configured or found.
     pub profile: Profile,
+    /// What a container kept of the capabilities that it was started with, and what for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub privileges: Vec<Privilege>,
     /// What is lost because nothing can be redirected here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub not_redirected: Option<&'static str>,

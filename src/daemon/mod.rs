@@ -41,7 +41,7 @@ use watch::Watcher;
 /// be had. What goes wrong later is reported and tried again.
 pub async fn run(root: Root) -> Result<(), Fault> {
     start::check_environment(&root)?;
-    start::shed_privileges(&root);
+    let privileges = start::shed_privileges(&root);
     if reap::is_init() {
         // The container's orphans are ours.
         tokio::task::spawn_local(reap::reap_orphans());
@@ -51,7 +51,10 @@ pub async fn run(root: Root) -> Result<(), Fault> {
     let (engine, faults) = Engine::open(root, Purpose::Converge).await?;
     faults.iter().for_each(log::fault);
     let result = match Daemon::new(engine).await {
-        Ok(daemon) => daemon.run().await,
+        Ok(daemon) => {
+            daemon.status.borrow_mut().privileges = privileges;
+            daemon.run().await
+        }
         Err(fault) => Err(fault),
     };
     // Nobody answers on it any more.
@@ -177,11 +180,14 @@ impl Daemon {
             return Ok(());
         }
         tracing::info!("leaving the mesh; the rules stay as the policy of each service says");
-        let mut faults = self.engine.leave().await.faults;
+        let faults = self.engine.leave().await.faults;
         faults.iter().for_each(log::fault);
         tracing::info!("gone");
         // Who looks at the exit status wants to know whether something is left behind.
-        if faults.is_empty() { Ok(()) } else { Err(faults.swap_remove(0)) }
+        match faults.first() {
+            None => Ok(()),
+            Some(fault) => Err(ConvergeError::LeftBehind { why: fault.to_string() }.into()),
+        }
     }
 
     /// Lets the sidecars open their logs anew, which is what SIGUSR1 means to Envoy.

@@ -9,10 +9,9 @@ use std::rc::Rc;
 
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 
 use crate::base::Fault;
-use crate::base::http::{self, Question};
+use crate::base::http::{self, Public, Question};
 use crate::converge::{ConvergeError, Status};
 
 /// Starts answering at `listen`, for as long as the daemon runs.
@@ -21,7 +20,7 @@ use crate::converge::{ConvergeError, Status};
 /// `ENM-D112` the address is not to be had.
 pub async fn start(listen: SocketAddr, status: Rc<RefCell<Status>>) -> Result<(), Fault> {
     let listener =
-        TcpListener::bind(listen).await.map_err(|source| ConvergeError::Readiness { listen, source })?;
+        Public::bind(listen).await.map_err(|source| ConvergeError::Readiness { listen, source })?;
     tracing::info!("answers at http://{listen}/ready");
     tokio::task::spawn_local(http::serve(listener, move |question: Question| {
         let (status, body) = answer(&question, &status);

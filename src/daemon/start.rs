@@ -6,7 +6,8 @@ use crate::config::value::Scope;
 use crate::config::{self, Profile};
 use crate::converge::facts;
 use crate::supervise::error::SuperviseError;
-use crate::supervise::{privilege, reap};
+use crate::supervise::privilege::{self, Privilege, Shed};
+use crate::supervise::reap;
 
 /// A bad value in the environment: nothing but another start mends that, so this one ends. Files may be mended while
 /// the daemon runs.
@@ -22,19 +23,26 @@ pub(super) fn check_environment(root: &Root) -> Result<(), Fault> {
 
 /// In a container, gives up what is not needed. A machine's unit has a bound of its own; and elsewhere a root's shell
 /// may have reasons for what it has.
-pub(super) fn shed_privileges(root: &Root) {
+///
+/// Returns what is kept; nothing where nothing was given up on purpose.
+pub(super) fn shed_privileges(root: &Root) -> Vec<Privilege> {
     let env = |name: &str| std::env::var(name).ok();
     let mut config = config::load(root, &env);
     facts::settle(root, &mut config, &env);
     if !reap::is_init() && config.host.profile != Profile::Aci {
-        return;
+        return Vec::new();
     }
     let apart = config.services.iter().any(|service| matches!(service.capture.scope, Scope::Netns(_)));
     match privilege::drop_needless(apart) {
-        Ok(kept) => {
-            let (kept, dropped) = (kept.kept.join(" "), kept.dropped.join(" "));
-            tracing::info!(kept, dropped, "gave up the privileges that are not needed");
+        Ok(Shed { kept, dropped }) => {
+            let names: Vec<&str> = kept.iter().map(|privilege| privilege.name.as_str()).collect();
+            let (names, dropped) = (names.join(" "), dropped.join(" "));
+            tracing::info!(kept = names, dropped, "gave up the privileges that are not needed");
+            kept
         }
-        Err(error) => log::fault(&SuperviseError::Privileges { why: error.to_string() }.into()),
+        Err(error) => {
+            log::fault(&SuperviseError::Privileges { why: error.to_string() }.into());
+            Vec::new()
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use caps::errors::CapsError;
 use caps::{CapSet, Capability, CapsHashSet};
+use serde::Serialize;
 
 /// What the work takes for as long as it lasts, and what for.
 const NEEDED: [(Capability, &str); 9] = [
@@ -9,21 +10,33 @@ const NEEDED: [(Capability, &str); 9] = [
     (Capability::CAP_NET_RAW, "iptables, where there is no nftables"),
     (Capability::CAP_NET_BIND_SERVICE, "a resolver or an endpoint at a port below 1024"),
     (Capability::CAP_SETUID, "starting Envoy and checks as other users, again and again"),
-    (Capability::CAP_SETGID, "the same"),
-    (Capability::CAP_KILL, "ending them"),
+    (Capability::CAP_SETGID, "starting Envoy and checks as other users, again and again"),
+    (Capability::CAP_KILL, "ending Envoy and checks, which run as other users"),
     (Capability::CAP_CHOWN, "files that belong to Envoy's group"),
-    (Capability::CAP_FOWNER, "the same"),
+    (Capability::CAP_FOWNER, "files that belong to Envoy's group"),
     (Capability::CAP_DAC_OVERRIDE, "Envoy's admin socket, which is Envoy's"),
 ];
 
 /// What it takes beyond that to place an app in a network namespace of its own.
-const NAMESPACES: [Capability; 2] = [Capability::CAP_SYS_ADMIN, Capability::CAP_SYS_PTRACE];
+const NAMESPACES: [(Capability, &str); 2] = [
+    (Capability::CAP_SYS_ADMIN, "network namespaces of services"),
+    (Capability::CAP_SYS_PTRACE, "network namespaces of services: who is in them"),
+];
+
+/// A privilege that is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Privilege {
+    /// The capability.
+    pub name: String,
+    /// What for.
+    pub why: &'static str,
+}
 
 /// What is left, and what went.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Kept {
-    /// Names of what is kept.
-    pub kept: Vec<String>,
+pub struct Shed {
+    /// What is kept.
+    pub kept: Vec<Privilege>,
     /// Names of what was given up.
     pub dropped: Vec<String>,
 }
@@ -33,9 +46,9 @@ pub struct Kept {
 ///
 /// # Errors
 /// The kernel refused; what was held is held.
-pub fn drop_needless(namespaces: bool) -> Result<Kept, CapsError> {
-    let mut needed: CapsHashSet = NEEDED.iter().map(|(capability, _)| *capability).collect();
-    needed.extend(NAMESPACES.iter().filter(|_| namespaces));
+pub fn drop_needless(namespaces: bool) -> Result<Shed, CapsError> {
+    let reasons = || NEEDED.iter().chain(NAMESPACES.iter().filter(move |_| namespaces));
+    let needed: CapsHashSet = reasons().map(|(capability, _)| *capability).collect();
     let held = caps::read(None, CapSet::Permitted)?;
     let bounding = caps::read(None, CapSet::Bounding)?;
     caps::clear(None, CapSet::Ambient)?;
@@ -50,10 +63,9 @@ pub fn drop_needless(namespaces: bool) -> Result<Kept, CapsError> {
     caps::set(None, CapSet::Inheritable, &CapsHashSet::new())?;
     caps::set(None, CapSet::Effective, &keep)?;
     caps::set(None, CapSet::Permitted, &keep)?;
-    let names = |set: &mut dyn Iterator<Item = &Capability>| {
-        let mut names: Vec<String> = set.map(ToString::to_string).collect();
-        names.sort_unstable();
-        names
-    };
-    Ok(Kept { kept: names(&mut keep.iter()), dropped: names(&mut held.difference(&needed)) })
+    let mut dropped: Vec<String> = held.difference(&needed).map(ToString::to_string).collect();
+    dropped.sort_unstable();
+    let kept = reasons().filter(|(capability, _)| keep.contains(capability));
+    let kept = kept.map(|(capability, why)| Privilege { name: capability.to_string(), why }).collect();
+    Ok(Shed { kept, dropped })
 }

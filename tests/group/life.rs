@@ -92,6 +92,7 @@ fn a_group_is_in_the_mesh_from_its_start_to_its_end() {
     as_process_number_one(&field);
     starts_envoy_again(&field);
     says_when_it_is_not_ready(&field);
+    lives_through_other_signals(&field);
     drop(taken);
     gone_after_sigterm(&field);
     left_behind_by_sigkill(&field);
@@ -136,6 +137,8 @@ fn as_process_number_one(field: &Field) {
     for set in ["CapPrm", "CapEff", "CapBnd"] {
         assert_eq!(proc_status(first, set), "00000000000034eb", "{set}");
     }
+    let kept = field.status("api1")["privileges"].as_array().unwrap().len();
+    assert_eq!(kept, 9, "what is kept is said, and why");
     let envoy = field.status("api1")["services"]["api"]["pid"].as_u64().unwrap();
     assert!(envoy > 1);
     let envoys: Vec<u32> =
@@ -189,6 +192,17 @@ fn says_when_it_is_not_ready(field: &Field) {
     assert_eq!(reason["service"], "api");
     assert!(reason["reason"].as_str().unwrap().contains("is critical"), "{reason}");
     field.await_ready("api1");
+}
+
+/// Signals that a container is sent for other reasons than its end.
+fn lives_through_other_signals(field: &Field) {
+    for signal in ["HUP", "USR1"] {
+        field.docker.run(&["kill", "--signal", signal, "api1-sidecar"]);
+    }
+    let converged = || field.status("api1")["converged_count"].as_u64().unwrap();
+    until("the reload", SOON, || if converged() > 1 { Ok(()) } else { Err("not yet".to_owned()) });
+    assert_eq!(field.status("api1")["services"]["api"]["restarts"], 1, "Envoy lives on");
+    assert_eq!(field.ready("api1").unwrap().0, 200);
 }
 
 /// An end that was asked for: nothing is left in Consul, and the exit status says so.
