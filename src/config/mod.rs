@@ -4,6 +4,7 @@
 //! wrong on their own (a port is a number from 1 to 65535, a CIDR has no host bits). What only the
 //! host can tell — whether a user exists, which port is free — is the planner's business.
 
+mod address;
 mod check;
 mod consul_rules;
 mod de;
@@ -14,6 +15,7 @@ mod legacy;
 mod load;
 mod node;
 mod parse;
+mod platform;
 mod rules;
 mod schema;
 mod service;
@@ -22,12 +24,14 @@ pub mod value;
 
 use std::path::PathBuf;
 
+pub use address::{AddressConfig, AddressSource};
 pub use check::{Check, CheckStatus};
 pub use host::{
     ConsulConfig, ControlPlane, DnsConfig, Driver, EnvoyConfig, HostConfig, LoginConfig, NamespacesConfig,
     PortsConfig, Profile, RegistrationMode, StaticConfig,
 };
 pub use load::{consul_from_environment, load, load_beside, load_path, watched_paths};
+pub use platform::{IdentityConfig, PlatformConfig, ReapConfig, is_group, is_scope};
 pub use schema::{schema_host, schema_service};
 pub use service::{
     Bypass, Capture, DnsMode, Inbound, Ipv6Policy, Legacy, LegacyForm, Locality, Mode, OnProxyFailure,

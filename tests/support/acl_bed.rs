@@ -49,7 +49,13 @@ pub async fn with_policy(agent: &Agent, operator: &Client, name: &str, rules: &s
 
 /// The blocks of `docs/acl.md` in `language`, in their order.
 pub fn blocks(language: &str) -> Vec<String> {
-    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/acl.md")).unwrap();
+    blocks_of("acl.md", language)
+}
+
+/// The blocks of a page of `docs` in `language`, in their order.
+pub fn blocks_of(page: &str, language: &str) -> Vec<String> {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(page);
+    let page = fs::read_to_string(page).unwrap();
     let opening = format!("```{language}\n");
     let blocks = page.split(&opening).skip(1).map(|rest| rest.split("```").next().unwrap().to_owned());
     blocks.collect()
