@@ -81,6 +81,16 @@ impl Issuer {
         self.0.public_key_pem()
     }
 
+    /// The public key as a key set (RFC 7517; RFC 7518, 6.2): the two coordinates of a point, without the
+    /// byte that says that there are two.
+    pub fn key_set(&self) -> Value {
+        let point = self.0.public_key_raw();
+        let part = |bytes: &[u8]| BASE64_URL_SAFE_NO_PAD.encode(bytes);
+        json!({ "keys": [{
+            "kty": "EC", "crv": "P-256", "use": "sig", "kid": "1", "x": part(&point[1..33]), "y": part(&point[33..65]),
+        }] })
+    }
+
     /// A JWT (RFC 7519) with `claims`, signed with ES256 (RFC 7518, 3.4).
     pub fn sign(&self, claims: &Value) -> String {
         let part = |value: &Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());

@@ -30,6 +30,8 @@ pub struct State {
     pub page: usize,
     /// Every question: its target.
     pub asked: Vec<String>,
+    /// The keys that tokens are signed with, as a key set (RFC 7517).
+    pub keys: Option<Value>,
     /// The list says that it goes on here.
     pub leads_to: Option<String>,
 }
@@ -182,6 +184,9 @@ fn known(
             );
         }
         return identity("2018-02-01");
+    }
+    if path.ends_with("/discovery/v2.0/keys") {
+        return (200, state.keys.clone().unwrap_or_default());
     }
     if path == "/msi/token" {
         if header("x-identity-header").as_deref() != Some(PROOF) {

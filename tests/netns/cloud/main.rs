@@ -15,5 +15,6 @@ mod bed;
 mod commands;
 #[path = "../../support/fake_azure.rs"]
 mod fake_azure;
+mod identity;
 mod land;
 mod reap;
