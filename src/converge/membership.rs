@@ -42,6 +42,8 @@ pub(super) struct Membership {
     told: BTreeMap<Key, Health>,
     /// How each registration is.
     registered: BTreeMap<ServiceId, Registered>,
+    /// The address at which others reach this host, where that was found out.
+    address: Option<IpAddr>,
 }
 
 /// Who answers.
@@ -122,6 +124,7 @@ impl Membership {
             met: None,
             told: BTreeMap::new(),
             registered: BTreeMap::new(),
+            address: None,
         })
     }
 
@@ -161,6 +164,14 @@ impl Membership {
             }
         };
         Ok(&self.met.insert(met).facts)
+    }
+
+    /// Takes up that others reach this host at `address`. Who answers is met anew for the node's.
+    pub fn set_address(&mut self, address: Option<IpAddr>) {
+        if self.address != address && self.runs_checks() {
+            self.met = None;
+        }
+        self.address = address;
     }
 
     /// What is known of who answers; `None` before anybody has.
@@ -304,7 +315,7 @@ impl Membership {
     /// The node for services without an agent.
     fn node(&self) -> Node {
         let name = node_name(&self.root, &self.config);
-        let address = netns::default_source().unwrap_or(IpAddr::from([127, 0, 0, 1]));
+        let address = self.address.or_else(netns::default_source).unwrap_or(IpAddr::from([127, 0, 0, 1]));
         Node { name, address }
     }
 

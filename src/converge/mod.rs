@@ -5,6 +5,7 @@
 //! only a sidecar that is live gets traffic.
 
 mod adapters;
+mod address;
 pub mod between;
 mod change;
 mod diff;
@@ -35,6 +36,7 @@ pub mod state;
 mod status;
 mod trial;
 
+pub use address::{AddressStatus, SourceStatus};
 pub use change::{Change, Kind, Subject};
 pub use drive::News;
 pub use early::{Early, early};

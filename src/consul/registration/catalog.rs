@@ -74,6 +74,7 @@ impl CatalogRegistry {
             let differences = seen.differences(&entry.key, &wanted);
             match self.write(&wanted, &mut seen, entry).await {
                 Ok(()) => {
+                    self.move_node(&seen).await?;
                     if let Some(lease) = &self.lease {
                         lease.written();
                     }
@@ -130,6 +131,20 @@ impl CatalogRegistry {
             Err(ConsulError::Denied { .. }) if !seen.node => {
                 Err(ConsulError::Node { node: self.node.name.clone() })
             }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Says the node's address anew where this host has another one. Only of a node that enmesh made; who
+    /// may not write nodes leaves it, since each service has the address as well.
+    async fn move_node(&self, seen: &Seen) -> Result<(), ConsulError> {
+        let Some((address, meta)) = &seen.ours else { return Ok(()) };
+        if address.parse() == Ok(self.node.address) {
+            return Ok(());
+        }
+        let body = json!({ "Node": self.node.name, "Address": self.node.address, "NodeMeta": meta });
+        match self.client.put(&Query::new("/v1/catalog/register"), Some(&body)).await {
+            Ok(_) | Err(ConsulError::Denied { .. }) => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -229,6 +244,8 @@ struct Wanted {
 struct Seen {
     /// Whether the node is there.
     node: bool,
+    /// Its address and metadata, where it is a node that enmesh made.
+    ours: Option<(String, Value)>,
     services: BTreeMap<String, Value>,
     /// Ids of checks of the node.
     checks: BTreeSet<String>,
@@ -236,15 +253,15 @@ struct Seen {
 
 impl Seen {
     async fn ask(client: &Client, node: &Node, key: &Key) -> Result<Self, ConsulError> {
-        let services = services_of(client, node, Some(key)).await?;
+        let (there, services) = node_of(client, node, Some(key)).await?;
         let path = format!("/v1/health/node/{}", segment(&node.name));
         let checks = client.get(&Query::new(path).with_some("ns", key.namespace.as_deref())).await?.body;
         let ids = checks.as_array().into_iter().flatten().filter_map(|check| check.get("CheckID")?.as_str());
         let mine = [key.id.to_string(), key.sidecar()];
         Ok(Seen {
-            node: services.is_some(),
+            node: there.is_some(),
+            ours: there.as_ref().and_then(ours),
             services: services
-                .unwrap_or_default()
                 .into_iter()
                 .map(|service| (id_of(&service), service))
                 .filter(|(id, _)| mine.contains(id))
@@ -289,12 +306,28 @@ pub(super) async fn services_of(
     node: &Node,
     key: Option<&Key>,
 ) -> Result<Option<Vec<Value>>, ConsulError> {
+    let (there, services) = node_of(client, node, key).await?;
+    Ok(there.map(|_| services))
+}
+
+/// The node, where it is there, and all its services.
+async fn node_of(
+    client: &Client,
+    node: &Node,
+    key: Option<&Key>,
+) -> Result<(Option<Value>, Vec<Value>), ConsulError> {
     let path = format!("/v1/catalog/node-services/{}", segment(&node.name));
     let query = Query::new(path).with_some("ns", key.and_then(|key| key.namespace.as_deref()));
     let body = client.get(&query).await?.body;
-    let there = body.get("Node").is_some_and(Value::is_object);
+    let there = body.get("Node").filter(|node| node.is_object()).cloned();
     let services = body.get("Services").and_then(Value::as_array).cloned().unwrap_or_default();
-    Ok(there.then_some(services))
+    Ok((there, services))
+}
+
+/// Address and metadata of a node that enmesh made.
+fn ours(node: &Value) -> Option<(String, Value)> {
+    let meta = node.get("Meta").filter(|meta| meta.get(NODE_MARK).is_some())?;
+    Some((node.get("Address")?.as_str()?.to_owned(), meta.clone()))
 }
 
 pub(super) fn id_of(service: &Value) -> String {

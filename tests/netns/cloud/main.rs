@@ -13,8 +13,11 @@ mod acl_bed;
 #[path = "../../support/consul_bed.rs"]
 mod bed;
 mod commands;
+mod daemon;
 #[path = "../../support/fake_azure.rs"]
 mod fake_azure;
+#[path = "../../support/host_bed.rs"]
+mod host_bed;
 mod identity;
 mod land;
 mod reap;
