@@ -5,7 +5,7 @@
 //! since names outlive the hosts that had them.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::future::join_all;
@@ -24,6 +24,8 @@ use crate::platform::Management;
 
 /// How long one source may take. Nothing is registered before all have had their time.
 const LIMIT: Duration = Duration::from_secs(10);
+/// How soon they are asked again while nobody knows.
+const SOON: Duration = Duration::from_secs(5);
 /// How long this host may take to answer itself.
 const SELF_LIMIT: Duration = Duration::from_secs(3);
 /// Bytes of the number by which this host knows itself.
@@ -169,12 +171,11 @@ impl Addresses {
         if self.config.ip.is_some() { Vec::new() } else { all.collect() }
     }
 
-    /// Asks all sources, where that is due.
-    pub async fn ask_if_due(&mut self) {
-        if self.due.is_some_and(|due| Instant::now() < due) {
-            return;
-        }
-        let sources = self.sources();
+    /// Asks the kernel, which costs nothing and knows of a change at once, and all others where that is due.
+    pub async fn ask_who_is_due(&mut self) {
+        let all = self.due.is_none_or(|due| due <= Instant::now());
+        let sources: Vec<AddressSource> =
+            self.sources().into_iter().filter(|source| all || *source == AddressSource::Route).collect();
         let answers = join_all(sources.iter().map(|source| self.ask(*source))).await;
         for (source, answer) in sources.into_iter().zip(answers) {
             let said = self.said.entry(source).or_default();
@@ -185,8 +186,11 @@ impl Addresses {
                 Err(fault) => said.fault = Some(fault),
             }
         }
-        let every = self.config.recheck.0.mul_f64(rand::rng().random_range(0.9..1.0));
-        self.due = Some(Instant::now() + every);
+        if all {
+            let every = self.config.recheck.0.mul_f64(rand::rng().random_range(0.9..1.0));
+            let every = if self.chosen().is_none() { every.min(SOON) } else { every };
+            self.due = Some(Instant::now() + every);
+        }
     }
 
     /// Waits until they are to be asked again. Never where there is nobody to ask, and not before they
@@ -298,7 +302,13 @@ impl Addresses {
         let resolved =
             resolved.map_err(|error| AddressError::Name { name: name.clone(), why: error.to_string() })?;
         let nonce: [u8; NONCE] = rand::random();
-        let listener = TcpListener::bind((std::net::Ipv4Addr::UNSPECIFIED, port)).await;
+        // The one of IPv6 hears both, where the kernel has it.
+        let listener = match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
+            Err(error) if error.kind() != std::io::ErrorKind::AddrInUse => {
+                TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await
+            }
+            bound => bound,
+        };
         let listener = listener.map_err(|error| AddressError::Listen { port, why: error.to_string() })?;
         let mut tried = Vec::new();
         for to in resolved {
@@ -342,7 +352,7 @@ fn now() -> u64 {
 impl Engine {
     /// Asks for this host's address where that is due. Returns whether it is another one.
     pub async fn ask_for_address(&mut self) -> bool {
-        self.addresses.ask_if_due().await;
+        self.addresses.ask_who_is_due().await;
         let before = self.state.address;
         if let Some((address, source)) = self.addresses.chosen() {
             self.state.address = Some(address);

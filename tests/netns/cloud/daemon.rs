@@ -269,3 +269,48 @@ fn the_kernel_says_from_where_it_would_speak_to_consul() {
     };
     bed.namespace.run_async(look).unwrap();
 }
+
+#[test]
+fn a_name_counts_only_where_it_leads_here() {
+    let (mut bed, other) = (Bed::new(), Bed::bare());
+    netns::veth_pair((&bed.namespace, "va"), (&other.namespace, "vb")).unwrap();
+    let up = async |link: &str, address: &str| {
+        netns::add_address(link, address.parse().unwrap()).await.unwrap();
+        netns::set_up(link).await.unwrap();
+    };
+    bed.namespace.run_async(async || up("va", "10.47.0.1/24").await).unwrap();
+    other.namespace.run_async(async || up("vb", "10.47.0.2/24").await).unwrap();
+    // The host that has the name now, where the same program runs.
+    let listener = other.namespace.run(|| std::net::TcpListener::bind("0.0.0.0:15100").unwrap()).unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = std::io::Write::write_all(&mut stream, &[7; 16]);
+        }
+    });
+    let named = |name: &str| format!("\n[address]\nname = {name:?}\nsources = [\"dns\"]\nrecheck = \"1s\"\n");
+    bed.write(HOST_FILE, bed.host_file(&named("10.47.0.2")));
+    bed.start();
+    bed.await_ready();
+    let fault = |status: &Value| status["address"]["sources"][0]["fault"].clone();
+    let said = fault(&bed.status());
+    assert!(
+        said["code"] == "ENM-D144" && said["message"].as_str().unwrap().contains("somebody else"),
+        "{said:#}"
+    );
+    assert_eq!(bed.status()["address"]["address"], Value::Null);
+    for (name, code) in [("10.47.0.3", "ENM-D144"), ("no.such.name.invalid", "ENM-D143")] {
+        bed.write(HOST_FILE, bed.host_file(&named(name)));
+        bed.await_status(code, LIMIT, |status| {
+            let said = fault(status);
+            (said["code"] == code && said["message"].as_str()?.contains(name)).then_some(())
+        });
+    }
+    bed.write(HOST_FILE, bed.host_file(&named("10.47.0.1")));
+    bed.await_status("its own name", LIMIT, |status| {
+        (status["address"]["address"] == "10.47.0.1").then_some(())
+    });
+    // And somebody who has the port.
+    let _taken = bed.namespace.run(|| std::net::TcpListener::bind("0.0.0.0:15100")).unwrap();
+    bed.await_status("the port's fault", LIMIT, |status| (fault(status)["code"] == "ENM-D145").then_some(()));
+    assert_eq!(bed.status()["address"]["address"], "10.47.0.1", "what was said last counts");
+}
