@@ -89,6 +89,21 @@ fn the_page_says_each_code_once_and_says_something() {
 }
 
 #[test]
+fn variables_of_the_page_are_those_of_the_program() {
+    let page = fs::read_to_string(root().join("docs/containers.md")).unwrap();
+    let is_of_name = |c: char| c.is_ascii_uppercase() || c == '_';
+    let names = page.match_indices("ENMESH_").map(|(start, _)| {
+        let rest = &page[start..];
+        rest[..rest.find(|c| !is_of_name(c)).unwrap_or(rest.len())].to_owned()
+    });
+    // The rule is said by prefixes.
+    let names: Vec<String> = names.filter(|name| !name.ends_with('_')).collect();
+    assert!(names.len() > 40, "{names:?}");
+    let unknown = enmesh::config::unknown_variables(names.into_iter());
+    assert!(unknown.is_empty(), "{unknown:?}");
+}
+
+#[test]
 fn codes_are_read_where_they_stand() {
     let text = "x => \"ENM-X010\", // ENM-X01 ENM-Z001 and ENM-C123.";
     assert_eq!(codes_in(text).into_iter().collect::<Vec<_>>(), ["ENM-C123", "ENM-X010"]);

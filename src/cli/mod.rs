@@ -10,6 +10,7 @@ mod down;
 mod early;
 mod explain;
 mod hold;
+mod init;
 mod migrate;
 mod output;
 mod plan;
@@ -77,6 +78,8 @@ enum Verb {
     Confirm(confirm::Confirm),
     /// Load the last rules with no sidecar live, before the network is up
     Early(early::Early),
+    /// Set the rules with no sidecar live, and exit: for an init container
+    Init(init::Init),
     /// Show what `apply` would change, touching nothing
     Plan(plan::Plan),
     /// Print an artefact to standard output, touching nothing
@@ -141,12 +144,13 @@ fn dispatch(cli: Cli) -> Result<Answer, Fault> {
     let Cli { global, verb } = cli;
     match verb {
         Verb::Run(verb) => {
-            log::start(global.json);
+            log::start(verb.log()?, global.json);
             local(verb.run(&global))
         }
         Verb::Apply(verb) => local(verb.run(&global)),
         Verb::Confirm(verb) => local(verb.run(&global)),
         Verb::Early(verb) => local(verb.run(&global)),
+        Verb::Init(verb) => local(verb.run(&global)),
         Verb::Plan(verb) => local(verb.run(&global)),
         Verb::Render(verb) => local(verb.run(&global)),
         Verb::Explain(verb) => local(verb.run(&global)),

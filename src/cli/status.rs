@@ -76,6 +76,9 @@ pub fn table(status: &Value) -> String {
         word(at(generation, "/number")),
         word(at(generation, "/hash"))
     );
+    if let Some(lost) = at(status, "/not_redirected").as_str() {
+        let _ = writeln!(text, "nothing is redirected: {lost}");
+    }
     if let consul @ Value::Object(_) = at(status, "/consul") {
         text.push_str(&consul_lines(consul));
     }

@@ -43,6 +43,12 @@ pub(super) fn host(host: &HostConfig, root: &Node) -> Vec<ConfigError> {
         let why = format!("{:?} is neither the name nor the absolute path of a program", host.envoy.path);
         wrong(why, &["envoy", "path"]);
     }
+    if host.readiness.listen.is_some_and(|listen| listen.port() == 0) {
+        wrong("readiness takes an address and a port".to_owned(), &["readiness", "listen"]);
+    }
+    if let Some(path) = host.upstreams_file.as_ref().filter(|path| !path.is_absolute()) {
+        wrong(format!("{path:?} is not an absolute path"), &["upstreams_file"]);
+    }
     for (key, path) in [("peers", &host.static_mesh.peers), ("ca", &host.static_mesh.ca)] {
         if !path.is_absolute() {
             wrong(format!("{path:?} is not an absolute path"), &["static", key]);

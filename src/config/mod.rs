@@ -8,6 +8,7 @@ mod address;
 mod check;
 mod consul_rules;
 mod de;
+mod environment;
 mod error;
 mod host;
 mod host_rules;
@@ -27,10 +28,13 @@ use std::path::PathBuf;
 pub use address::{AddressConfig, AddressSource};
 pub use check::{Check, CheckStatus};
 pub use host::{
-    ConsulConfig, ControlPlane, DnsConfig, Driver, EnvoyConfig, HostConfig, LoginConfig, NamespacesConfig,
-    PortsConfig, Profile, RegistrationMode, StaticConfig,
+    AtStop, ConsulConfig, ControlPlane, DnsConfig, Driver, EnvoyConfig, HostConfig, LoginConfig,
+    NamespacesConfig, PortsConfig, Profile, ReadinessConfig, RegistrationMode, StaticConfig, StopConfig,
 };
-pub use load::{consul_from_environment, load, load_beside, load_path, watched_paths};
+pub use load::{
+    consul_from_environment, is_of_environment, load, load_beside, load_path, unknown_variables,
+    watched_paths,
+};
 pub use platform::{IdentityConfig, PlatformConfig, ReapConfig, is_group, is_scope};
 pub use schema::{schema_host, schema_service};
 pub use service::{

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
@@ -26,7 +27,7 @@ use super::trial;
 use crate::base::units::Units;
 use crate::base::{Fault, Root};
 use crate::config::value::ServiceId;
-use crate::config::{self, Config, HostConfig, Mode, ServiceConfig};
+use crate::config::{self, Config, HostConfig, Mode, Profile, ServiceConfig};
 use crate::envoy::{self, Publisher};
 use crate::mesh::Local;
 use crate::plan::facts::SshSession;
@@ -140,7 +141,10 @@ impl Engine {
         };
         let config = load(&root, &state);
         if purpose == Purpose::Converge {
-            preflight::capabilities(!facts::runs_systemd(&root, &config.host))?;
+            let systemd = facts::runs_systemd(&root, &config.host);
+            let captures =
+                |service: &ServiceConfig| service.enabled && service.capture.mode == Mode::Transparent;
+            preflight::capabilities(!systemd, systemd || config.services.iter().any(captures))?;
         }
         let adapters = Adapters::choose(&root, &config.host, purpose).await?;
         let addresses = Addresses::new(&config.host, adapters.drive.consul().as_ref());
@@ -218,6 +222,24 @@ impl Engine {
     /// The names of the driver, the unit manager and the control plane.
     pub fn adapters(&self) -> [&'static str; 3] {
         [self.adapters.firewall.name(), self.adapters.units.name(), self.adapters.drive.name()]
+    }
+
+    /// What kind of host this is.
+    pub fn profile(&self) -> Profile {
+        self.host.profile
+    }
+
+    /// Where questions about readiness are answered.
+    pub fn readiness(&self) -> Option<SocketAddr> {
+        self.host.readiness.listen
+    }
+
+    /// What is lost because nothing can be redirected here; `None` where something can.
+    pub fn not_redirected(&self) -> Option<&'static str> {
+        (!self.adapters.redirects).then_some(
+            "this container lacks CAP_NET_ADMIN: only explicit upstreams on loopback are in the mesh, everything else \
+             that the app dials goes in the clear, and its own port answers whoever reaches it",
+        )
     }
 
     /// Works out what should be true now.
@@ -343,6 +365,7 @@ impl Engine {
             keep(&mut faults, self.remove_needless_rules(&plan).await);
             faults.extend(self.remove_namespaces(Some(&plan)).await);
         }
+        keep(&mut faults, self.write_upstreams(&plan));
         self.retire_sessions(&plan).await;
         self.remember(&config, &plan);
         self.state.mesh = Some(view);
@@ -530,7 +553,9 @@ pub(super) fn read(root: &Root, state: &State) -> Config {
     let in_force = |id: &ServiceId, file: &Path| {
         state.services.get(id).is_some_and(|service| ServiceConfig::from(service).source == file)
     };
-    let mut config = config::load_beside(root, &|name| std::env::var(name).ok(), &in_force);
+    let env = |name: &str| std::env::var(name).ok();
+    let mut config = config::load_beside(root, &env, &in_force);
+    facts::settle(root, &mut config, &env);
     if let (false, Some(host)) = (config.host_ok, &state.host) {
         config.host = host.clone();
     }
