@@ -13,7 +13,7 @@ use std::fs;
 use source::{root, sources};
 
 /// Letters of codes and the room each belongs to, as the page's headings say.
-const LETTERS: &str = "CPREMKHSVNDTX";
+const LETTERS: &str = "CPREMKAHSVNDTX";
 
 /// `ENM-` and one letter and three digits, wherever they stand in `text`.
 fn codes_in(text: &str) -> BTreeSet<String> {

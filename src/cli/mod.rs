@@ -15,6 +15,7 @@ mod migrate;
 mod output;
 mod plan;
 mod probe;
+mod reap;
 mod redirect_traffic;
 mod render;
 mod report;
@@ -105,6 +106,8 @@ enum Verb {
     Hold(hold::Hold),
     /// Say how a `ttl` check is: the app's own word about itself
     Report(report::Report),
+    /// Take out of Consul what hosts have left behind that are gone
+    Reap(Box<reap::Reap>),
     /// Make a local certificate authority, or a certificate from it
     Ca(ca::Ca),
     /// Two hosts on this machine, with proof line by line
@@ -161,6 +164,7 @@ fn dispatch(cli: Cli) -> Result<Answer, Fault> {
         Verb::Wait(verb) => local(verb.run(&global)),
         Verb::Hold(verb) => local(verb.run(&global)),
         Verb::Report(verb) => local(verb.run(&global)),
+        Verb::Reap(verb) => local(verb.run(&global)),
         Verb::Ca(verb) => verb.run(&global),
         Verb::Demo(verb) => verb.run(&global),
         Verb::DemoApp(verb) => verb.run(),

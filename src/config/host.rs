@@ -8,6 +8,8 @@ use ipnet::Ipv4Net;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::address::AddressConfig;
+use super::platform::{IdentityConfig, PlatformConfig, ReapConfig};
 use super::value::{PortRange, ServiceName, Span, UserSpec};
 
 /// The host's settings. Most hosts need no file at all.
@@ -38,6 +40,12 @@ pub struct HostConfig {
     pub dns: DnsConfig,
     /// Network namespaces of services (`scope = "netns:NAME"`).
     pub namespaces: NamespacesConfig,
+    /// At which address others reach this host.
+    pub address: AddressConfig,
+    /// The platform that runs this host, where it is a container group.
+    pub platform: PlatformConfig,
+    /// What `enmesh reap` does.
+    pub reap: ReapConfig,
     /// What the end of the daemon means.
     pub stop: StopConfig,
     /// The endpoint that says whether this host is ready.
@@ -63,6 +71,9 @@ impl Default for HostConfig {
             static_mesh: StaticConfig::default(),
             dns: DnsConfig::default(),
             namespaces: NamespacesConfig::default(),
+            address: AddressConfig::default(),
+            platform: PlatformConfig::default(),
+            reap: ReapConfig::default(),
             stop: StopConfig::default(),
             readiness: ReadinessConfig::default(),
             upstreams_file: None,
@@ -226,7 +237,11 @@ pub struct LoginConfig {
     /// The auth method, of type `jwt`.
     pub method: String,
     /// File with the bearer token; it is read anew for each login.
-    pub bearer_token_file: PathBuf,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bearer_token_file: Option<PathBuf>,
+    /// The managed identity whose token is the bearer token, in place of a file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<IdentityConfig>,
     /// Goes into the token's description, where who cleans up finds it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub meta: BTreeMap<String, String>,

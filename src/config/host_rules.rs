@@ -5,7 +5,7 @@ use std::path::Path;
 use super::error::{ConfigError, Problem};
 use super::node::{Node, Step};
 use super::value::UserSpec;
-use super::{HostConfig, consul_rules};
+use super::{HostConfig, address, consul_rules, platform};
 
 /// Everything that is wrong with `host` beyond its single values.
 pub(super) fn host(host: &HostConfig, root: &Node) -> Vec<ConfigError> {
@@ -57,7 +57,9 @@ pub(super) fn host(host: &HostConfig, root: &Node) -> Vec<ConfigError> {
     if host.static_mesh.leaf_ttl.0.as_secs() < 60 {
         wrong("a leaf certificate is valid for a minute at least".to_owned(), &["static", "leaf_ttl"]);
     }
-    for (path, why) in consul_rules::consul(&host.consul) {
+    let of_platform = platform::platform(&host.platform).into_iter().chain(platform::reap(&host.reap));
+    let of_platform = of_platform.chain(address::address(&host.address));
+    for (path, why) in consul_rules::consul(&host.consul).into_iter().chain(of_platform) {
         wrong(why, path);
     }
     errors

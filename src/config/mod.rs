@@ -4,6 +4,7 @@
 //! wrong on their own (a port is a number from 1 to 65535, a CIDR has no host bits). What only the
 //! host can tell — whether a user exists, which port is free — is the planner's business.
 
+mod address;
 mod check;
 mod consul_rules;
 mod de;
@@ -15,6 +16,7 @@ mod legacy;
 mod load;
 mod node;
 mod parse;
+mod platform;
 mod rules;
 mod schema;
 mod service;
@@ -23,6 +25,7 @@ pub mod value;
 
 use std::path::PathBuf;
 
+pub use address::{AddressConfig, AddressSource};
 pub use check::{Check, CheckStatus};
 pub use host::{
     AtStop, ConsulConfig, ControlPlane, DnsConfig, Driver, EnvoyConfig, HostConfig, LoginConfig,
@@ -32,6 +35,7 @@ pub use load::{
     consul_from_environment, is_of_environment, load, load_beside, load_path, unknown_variables,
     watched_paths,
 };
+pub use platform::{IdentityConfig, PlatformConfig, ReapConfig, is_group, is_scope};
 pub use schema::{schema_host, schema_service};
 pub use service::{
     Bypass, Capture, DnsMode, Inbound, Ipv6Policy, Legacy, LegacyForm, Locality, Mode, OnProxyFailure,

@@ -13,6 +13,7 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use super::adapters::{self, Adapters};
+use super::address::Addresses;
 use super::drive::{Drive, News};
 use super::facts;
 use super::health::{self, Checks};
@@ -109,6 +110,8 @@ pub struct Engine {
     pub(super) rules: Option<Desired>,
     /// Whether another redirector is in force as well, from which this one takes over.
     pub(super) beside_others: bool,
+    /// Who knows at which address others reach this host.
+    pub(super) addresses: Addresses,
     /// What the plan in force was made from.
     pub(super) made_from: Option<(Config, HostFacts)>,
     /// The host file as it counted last.
@@ -144,6 +147,7 @@ impl Engine {
             preflight::capabilities(!systemd, systemd || config.services.iter().any(captures))?;
         }
         let adapters = Adapters::choose(&root, &config.host, purpose).await?;
+        let addresses = Addresses::new(&config.host, adapters.drive.consul().as_ref());
         let publisher = Publisher::new(root.clone());
         let names = Names::new(root.clone());
         let mut engine = Engine {
@@ -159,6 +163,7 @@ impl Engine {
             checks: Checks::default(),
             rules: None,
             beside_others: false,
+            addresses,
             made_from: None,
             host: config.host,
             asked: Asked::default(),
@@ -249,7 +254,9 @@ impl Engine {
         {
             return Err(fault.clone());
         }
+        self.follow_addresses(&config.host);
         self.host = config.host.clone();
+        self.ask_for_address().await;
         let drive = &mut self.adapters.drive;
         drive.follow(&self.root, &config.host).await?;
         if self.purpose == Purpose::Converge {
@@ -265,6 +272,7 @@ impl Engine {
         facts.merged = merged(drive, &config).await;
         let Asked { force, ssh_sessions } = std::mem::take(&mut self.asked);
         facts.force = force;
+        facts.default_source = self.state.address.or(facts.default_source);
         facts.ssh_sessions.extend(ssh_sessions);
         let plan = plan::plan(&config, &facts);
         self.state.ssh =
@@ -274,6 +282,7 @@ impl Engine {
         drive.check_rights(&plan).await;
         let (login, mut of_mesh) = (drive.login_fault(), drive.warnings());
         of_mesh.extend(health::unheeded(drive.membership.as_ref(), &config));
+        of_mesh.extend(self.addresses.warning());
         Ok(Intent { config, plan, view, unseen, login, of_mesh })
     }
 
@@ -294,7 +303,10 @@ impl Engine {
 
     /// Waits until the mesh, or what Consul has of this host, may have changed.
     pub async fn mesh_changed(&self) -> News {
-        self.adapters.drive.changed().await
+        tokio::select! {
+            news = self.adapters.drive.changed() => news,
+            () = self.addresses.due() => News::Address,
+        }
     }
 
     /// Makes `intent` true.
@@ -480,6 +492,7 @@ pub async fn look(root: &Root) -> Result<Intent, Fault> {
     };
     let (login, mut of_mesh) = (drive.login_fault(), drive.warnings());
     of_mesh.extend(health::unheeded(drive.membership.as_ref(), &config));
+    facts.default_source = config.host.address.ip.or(state.address).or(facts.default_source);
     facts.merged = merged(&drive, &config).await;
     facts.xds = drive.xds;
     let plan = plan::plan(&config, &facts);

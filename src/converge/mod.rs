@@ -5,6 +5,7 @@
 //! only a sidecar that is live gets traffic.
 
 mod adapters;
+mod address;
 pub mod between;
 mod change;
 mod diff;
@@ -37,6 +38,7 @@ mod status;
 mod trial;
 mod upstreams;
 
+pub use address::{AddressStatus, SourceStatus};
 pub use change::{Change, Kind, Subject};
 pub use drive::News;
 pub use early::{Early, early};

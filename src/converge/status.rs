@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
+use super::address::AddressStatus;
 use super::engine::Engine;
 use super::health::{self, CheckView};
 use super::membership::{ConsulStatus, Registered};
@@ -46,6 +47,8 @@ pub struct Status {
     pub leaving: bool,
     /// Consul, where it has a part in this.
     pub consul: Option<ConsulStatus>,
+    /// At which address others reach this host, and who says so.
+    pub address: AddressStatus,
     /// The mesh's trust domain.
     pub trust_domain: String,
     /// The services, by id.
@@ -175,6 +178,7 @@ impl Status {
         self.profile = engine.profile();
         self.not_redirected = engine.not_redirected();
         self.consul = engine.consul();
+        self.address = engine.address();
         self.pending = engine
             .pending()
             .map(|until| PendingStatus { deadline: now() + until.left().as_millis().div_ceil(1000) as u64 });

@@ -88,6 +88,7 @@ enum Wake {
     Mesh,
     Registration,
     Login,
+    Address,
     Checks,
     Streams,
     Watchdog,
@@ -152,6 +153,12 @@ impl Daemon {
                 Wake::Login => {
                     fed(self.engine.keep_login()).await;
                     fed(self.converge()).await;
+                }
+                Wake::Address => {
+                    if fed(self.engine.ask_for_address()).await {
+                        fed(self.converge()).await;
+                    }
+                    self.status.borrow_mut().update(&self.engine);
                 }
                 Wake::Checks => fed(self.tell_checks()).await,
                 Wake::TrialOver => fed(self.take_back_if_over()).await,
@@ -227,6 +234,7 @@ impl Daemon {
                 News::Mesh => Wake::Mesh,
                 News::Registration => Wake::Registration,
                 News::Login => Wake::Login,
+                News::Address => Wake::Address,
             },
             () = self.engine.checks_changed() => Wake::Checks,
             () = self.engine.trial_over() => Wake::TrialOver,
