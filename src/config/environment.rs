@@ -397,6 +397,20 @@ mod tests {
     }
 
     #[test]
+    fn a_half_of_the_outbound_ports_can_be_given_to_inbound_ones() {
+        let ports = |inbound: &str| {
+            let config = config(&[], &[("ENMESH_PORTS_INBOUND", inbound)]);
+            assert_eq!(config.errors, [], "{inbound}");
+            config.host.ports.outbound.to_string()
+        };
+        assert_eq!(ports("15050-15099"), "15001-15049");
+        assert_eq!(ports("15001-15010"), "15050-15099");
+        assert_eq!(ports("16000-16010"), "15001-15099");
+        let (said, code) = only_error(&[("ENMESH_PORTS_INBOUND", "15040-15060")]);
+        assert!(code == "ENM-C050" && said.contains("overlap"), "{said}");
+    }
+
+    #[test]
     fn a_service_without_a_name_is_none() {
         let (said, code) = only_error(&[("ENMESH_SERVICE_PORT", "8080")]);
         assert_eq!(code, "ENM-C110");

@@ -94,20 +94,13 @@ impl HostConfig {
     /// Defaults that follow from what kind of host this is. Somebody who wants the general ones all the same cannot
     /// say so: they would not work there.
     pub fn settle(&mut self, systemd: bool) {
-        let general = (EnvoyConfig::default(), PortsConfig::default());
-        if self.leaves(systemd) && self.envoy.drain == general.0.drain {
+        if self.leaves(systemd) && self.envoy.drain == EnvoyConfig::default().drain {
             // A container has ten seconds between the two signals unless somebody asks for more, and Consul is told
             // at the end of them.
             self.envoy.drain = Span::seconds(5);
         }
         if self.profile == Profile::Aci {
-            let own = PortsConfig::aci();
-            if self.ports.outbound == general.1.outbound {
-                self.ports.outbound = own.outbound;
-            }
-            if self.ports.inbound == general.1.inbound {
-                self.ports.inbound = own.inbound;
-            }
+            self.ports.stay_in_reach();
             self.readiness.listen.get_or_insert(SocketAddr::from(([0, 0, 0, 0], 15000)));
         }
     }
@@ -290,12 +283,28 @@ impl Default for PortsConfig {
 }
 
 impl PortsConfig {
-    /// In a container group of Azure, which reserves 20000 to 30000 for itself.
+    /// The usual outbound range in two, for both kinds of ports.
     #[expect(clippy::expect_used, reason = "the literals are ranges")]
-    fn aci() -> Self {
-        PortsConfig {
-            outbound: "15001-15049".parse().expect("a range"),
-            inbound: "15050-15099".parse().expect("a range"),
+    fn halves() -> [PortRange; 2] {
+        ["15001-15049", "15050-15099"].map(|range| range.parse().expect("a range"))
+    }
+
+    /// Somebody who gives the inbound ports a part of the usual outbound range need not say that the other is left.
+    pub(super) fn make_room(&mut self) {
+        if self.outbound == PortsConfig::default().outbound && self.outbound.overlaps(self.inbound) {
+            let free = PortsConfig::halves().into_iter().find(|half| !half.overlaps(self.inbound));
+            self.outbound = free.unwrap_or(self.outbound);
+        }
+    }
+
+    /// In a container group of Azure, which reserves 20000 to 30000 for itself, both come from below that.
+    fn stay_in_reach(&mut self) {
+        let [first, second] = PortsConfig::halves();
+        if self.inbound == PortsConfig::default().inbound {
+            let usual = self.outbound == PortsConfig::default().outbound;
+            self.outbound = if usual { first } else { self.outbound };
+            let free = [second, first].into_iter().find(|half| !half.overlaps(self.outbound));
+            self.inbound = free.unwrap_or(self.inbound);
         }
     }
 }

@@ -20,7 +20,7 @@ pub(super) fn host(host: &HostConfig, root: &Node) -> Vec<ConfigError> {
         wrong(why, &["virtual_ips"]);
     }
     let (outbound, inbound) = (host.ports.outbound, host.ports.inbound);
-    if outbound.first <= inbound.last && inbound.first <= outbound.last {
+    if outbound.overlaps(inbound) {
         wrong(format!("the port ranges {outbound} and {inbound} overlap"), &["ports", "inbound"]);
     }
     if !host.dns.listen.ip().to_canonical().is_loopback() || host.dns.listen.port() == 0 {

@@ -243,7 +243,8 @@ impl Loader {
         }
         let Some(root) = merged else { return };
         match de::read::<HostConfig>(&root) {
-            Ok(host) => {
+            Ok(mut host) => {
+                host.ports.make_room();
                 for error in host_rules::host(&host, &root) {
                     self.host_error(error);
                 }

@@ -262,8 +262,7 @@ impl Explain for ConvergeError {
                     .to_owned()
             }
             ConvergeError::LeftBehind { .. } => {
-                "Consul's `PUT /v1/catalog/deregister` with the node's name takes it out; a host that starts again under \
-                 that name takes it over"
+                "`enmesh reap` takes out what nobody owns any more; a host that starts again under the same node takes it over"
                     .to_owned()
             }
             ConvergeError::LogFormat { variable, .. } => format!("correct or unset {variable}"),

@@ -115,7 +115,7 @@ impl<'a> Builder<'a> {
             dns_modes: BTreeMap::new(),
             dns_inside: BTreeMap::new(),
             errors: reserved::errors(&config.host),
-            warnings: reserved::warnings(config),
+            warnings: reserved::warnings(config).into_iter().chain(agent::cut_off(config, facts)).collect(),
         }
     }
 

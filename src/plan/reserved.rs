@@ -72,6 +72,17 @@ mod tests {
         host.readiness.listen = Some("0.0.0.0:9999".parse().unwrap());
         let codes: Vec<_> = errors(&host).into_iter().map(|fault| (fault.code, fault.message)).collect();
         assert!(codes[0].1.contains("20000") && codes[1].1.contains("9999"), "{codes:?}");
+        let settled = |outbound: &str, inbound: &str| {
+            let mut host = HostConfig { profile: Profile::Aci, ..HostConfig::default() };
+            host.ports.outbound = outbound.parse().unwrap();
+            host.ports.inbound = inbound.parse().unwrap();
+            host.settle(false);
+            (host.ports.outbound.to_string(), host.ports.inbound.to_string())
+        };
+        let ranges = |outbound: &str, inbound: &str| (outbound.to_owned(), inbound.to_owned());
+        assert_eq!(settled("15001-15099", "21000-21255"), ranges("15001-15049", "15050-15099"));
+        assert_eq!(settled("15060-15070", "21000-21255"), ranges("15060-15070", "15001-15049"));
+        assert_eq!(settled("15001-15010", "15020-15030"), ranges("15001-15010", "15020-15030"));
         host.profile = Profile::Container;
         assert_eq!(errors(&host), []);
     }

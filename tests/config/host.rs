@@ -43,7 +43,7 @@ fn a_bad_host_file_is_never_taken_for_the_defaults() {
         ("driver = ", "ENM-C005", 1, 10),
         ("virtual_ips = '240.0.0.1/4'", "ENM-C050", 1, 1),
         ("virtual_ips = 'fd00::/8'", "ENM-C011", 1, 15),
-        ("[ports]\ninbound = '15050-15060'", "ENM-C050", 2, 1),
+        ("[ports]\ninbound = '15040-15060'", "ENM-C050", 2, 1),
         ("[ports]\ninbound = '9-1'", "ENM-C011", 2, 11),
         ("[dns]\nlisten = '0.0.0.0:53'", "ENM-C050", 2, 1),
         ("[dns]\nlisten = '127.0.0.1:0'", "ENM-C050", 2, 1),

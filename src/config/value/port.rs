@@ -72,6 +72,11 @@ pub struct PortRange {
 }
 
 impl PortRange {
+    /// Whether a port is in both.
+    pub fn overlaps(self, other: PortRange) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
+
     /// Just `port`.
     pub fn single(port: Port) -> Self {
         PortRange { first: port, last: port }
