@@ -117,11 +117,12 @@ async fn fill(client: &Client, azure: &FakeAzure) -> Result<(), Box<dyn Error>> 
 }
 
 fn write(number: usize, owner: &str, service: Value) -> Value {
-    let check = format!("enmesh:{}", service["ID"].as_str().unwrap_or_default());
+    let id = service.get("ID").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let check = format!("enmesh:{id}");
     json!({
         "Node": format!("{}-enmesh", name(number)), "Address": "10.9.0.1",
         "NodeMeta": { "synthetic-node": "true", "enmesh-node": "true", "enmesh-owner": owner },
-        "Check": { "CheckID": check, "Name": "enmesh", "ServiceID": service["ID"], "Status": "passing" },
+        "Check": { "CheckID": check, "Name": "enmesh", "ServiceID": id, "Status": "passing" },
         "Service": service,
     })
 }
