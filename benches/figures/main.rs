@@ -15,12 +15,16 @@ mod beds;
 mod catalog;
 mod connect;
 mod daemon;
+#[path = "../../tests/support/fake_azure.rs"]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a part that the tests have, too")]
+mod fake_azure;
 mod group;
 mod host;
 mod lane;
 mod pipeline;
 mod planning;
 mod program;
+mod reap;
 mod repair;
 mod size;
 mod space;
@@ -41,7 +45,7 @@ type Answer = Result<Table, Box<dyn Error>>;
 type Figure = (&'static str, fn() -> Answer);
 
 /// The figures, in the order they are printed.
-const FIGURES: [Figure; 12] = [
+const FIGURES: [Figure; 13] = [
     ("apply", apply::from_nothing),
     ("apply-again", apply::again),
     ("connect", connect::measure),
@@ -51,6 +55,7 @@ const FIGURES: [Figure; 12] = [
     ("live", daemon::file_to_live),
     ("pipeline", pipeline::measure),
     ("catalog", catalog::measure),
+    ("reap", reap::measure),
     ("rest", daemon::at_rest),
     ("size", size::measure),
     ("group", group::measure),

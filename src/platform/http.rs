@@ -202,3 +202,90 @@ pub(super) fn escaped(text: &str) -> String {
         .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio_rustls::TlsAcceptor;
+    use tokio_rustls::rustls::ServerConfig;
+
+    use super::*;
+    use crate::base::Explain;
+
+    /// A CA in a PEM file, and a server with a certificate of it for `localhost`, that answers every
+    /// question with what it heard of it.
+    async fn server(folder: &Path, name: &str) -> (PathBuf, u16) {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca_key = KeyPair::generate().unwrap();
+        let ca = params.self_signed(&ca_key).unwrap();
+        let file = folder.join(name);
+        std::fs::write(&file, ca.pem()).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let leaf = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        let leaf = leaf.signed_by(&key, &Issuer::new(params, ca_key)).unwrap();
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
+        let config = config.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+        let config = config.with_single_cert(vec![leaf.der().clone()], key).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::task::spawn_local(async move {
+            let acceptor = TlsAcceptor::from(Arc::new(config));
+            while let Ok((stream, _)) = listener.accept().await {
+                let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+                let mut heard = vec![0; 4096];
+                let count = stream.read(&mut heard).await.unwrap();
+                let body = serde_json::to_string(&String::from_utf8_lossy(&heard[..count])).unwrap();
+                let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
+                stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+                let _ = stream.shutdown().await;
+            }
+        });
+        (file, port)
+    }
+
+    fn http(ca_file: PathBuf) -> Http {
+        Http { limit: Duration::from_secs(5), body_limit: 1 << 16, ca_file: Some(ca_file) }
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_token_goes_to_who_has_the_right_certificate_and_to_nobody_else() {
+        let work = async {
+            let folder = tempfile::tempdir().unwrap();
+            let (ca, port) = server(folder.path(), "ca.pem").await;
+            let (stranger, _) = server(folder.path(), "stranger.pem").await;
+            let header = [("authorization", Secret::new("Bearer secret"))];
+            let url = format!("https://localhost:{port}/a?b=c");
+            let reply = http(ca.clone()).get(&url, "it", &header).await.unwrap();
+            let heard = reply.json("it").unwrap();
+            let heard = heard.as_str().unwrap();
+            assert!(heard.starts_with("GET /a?b=c HTTP/1.1") && heard.contains("Bearer secret"), "{heard}");
+            let code = async |http: Http, url: &str| http.get(url, "it", &header).await.unwrap_err().code();
+            assert_eq!(code(http(stranger), &url).await, "ENM-A006", "of another CA");
+            assert_eq!(
+                code(http(ca.clone()), &format!("https://127.0.0.1:{port}/")).await,
+                "ENM-A006",
+                "another name"
+            );
+            assert_eq!(code(http(folder.path().join("none")), &url).await, "ENM-A007");
+            assert_eq!(code(http(ca), "ftp://localhost/").await, "ENM-A001");
+        };
+        tokio::task::LocalSet::new().run_until(work).await;
+    }
+
+    #[test]
+    fn a_refusal_is_told_in_one_line() {
+        let said = |body: &str| Reply { status: 400, retry_after: None, body: body.into() }.sentence();
+        assert_eq!(said(r#"{"error":{"code":"X","message":"no\nsuch group"}}"#), "no such group");
+        assert_eq!(
+            said(r#"{"error":"invalid_request","error_description":"Identity not found"}"#),
+            "Identity not found"
+        );
+        assert_eq!(said("<html>"), "<html>");
+        assert!(said(&"x".repeat(10_000)).chars().count() < 310);
+    }
+}

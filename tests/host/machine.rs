@@ -369,6 +369,8 @@ fn install(tree: &Path) {
     for (file, folder) in [
         ("enmesh.service", "system"),
         ("enmesh-early.service", "system"),
+        ("enmesh-reap.service", "system"),
+        ("enmesh-reap.timer", "system"),
         ("envoy@.service", "system"),
         ("system-preset/80-enmesh.preset", "system-preset"),
         ("sysusers.d/enmesh.conf", "../sysusers.d"),

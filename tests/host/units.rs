@@ -7,14 +7,19 @@ use crate::machine::{ITSELF, Machine};
 
 /// What `systemd-analyze security` of systemd 252 says of our units, times ten; lower is tighter.
 /// Raise one only with a reason in the unit file.
-const EXPOSURE: [(&str, u32); 3] =
-    [("enmesh.service", 25), ("enmesh-early.service", 25), ("envoy@x.service", 13)];
+const EXPOSURE: [(&str, u32); 4] = [
+    ("enmesh.service", 25),
+    ("enmesh-early.service", 25),
+    ("enmesh-reap.service", 25),
+    ("envoy@x.service", 13),
+];
 
 #[test]
 fn the_unit_files_are_well_formed_and_tight() {
     let machine = Machine::boot("verify");
     // Without manual pages: the tree has none at all.
-    for unit in ["enmesh.service", "enmesh-early.service", "envoy@.service"] {
+    let reap = ["enmesh-reap.service", "enmesh-reap.timer"];
+    for unit in ["enmesh.service", "enmesh-early.service", "envoy@.service"].into_iter().chain(reap) {
         let unit = format!("/usr/lib/systemd/system/{unit}");
         let output = machine.run(&["systemd-analyze", "verify", "--man=no", &unit]);
         assert!(output.status.success() && output.stderr.is_empty(), "{}", output.stderr);
@@ -31,6 +36,27 @@ fn the_unit_files_are_well_formed_and_tight() {
         machine.must(&["systemctl", "preset", unit]);
         assert_eq!(machine.must(&["systemctl", "is-enabled", unit]).trim(), "enabled");
     }
+    // One or several hosts of a mesh are to have it, not all.
+    machine.must(&["systemctl", "preset", "enmesh-reap.timer"]);
+    let enabled = machine.run(&["systemctl", "is-enabled", "enmesh-reap.timer"]);
+    assert_eq!(String::from_utf8_lossy(&enabled.stdout).trim(), "disabled");
+}
+
+#[test]
+fn the_reaper_runs_in_its_sandbox_when_its_timer_says_so() {
+    let machine = Machine::boot("reap");
+    let said = || machine.must(&["journalctl", "--no-pager", "--output=cat", "--unit=enmesh-reap.service"]);
+    // It does not guess whom to judge.
+    assert!(!machine.run(&["systemctl", "start", "enmesh-reap.service"]).status.success());
+    assert!(said().contains("ENM-A040"), "{}", said());
+    assert_eq!(machine.property("enmesh-reap.service", "ExecMainStatus"), "64");
+    // As far as a host without Consul lets it: out of the sandbox, and to nobody.
+    machine.write_file("/etc/enmesh/enmesh.toml", b"[reap]\nleases = true\n", 0o644);
+    machine.must(&["systemctl", "start", "enmesh-reap.timer"]);
+    let next = machine.must(&["systemctl", "list-timers", "--no-pager", "enmesh-reap.timer"]);
+    assert!(next.contains("enmesh-reap.service"), "{next}");
+    assert!(!machine.run(&["systemctl", "start", "enmesh-reap.service"]).status.success());
+    assert!(said().contains("ENM-K002"), "{}", said());
 }
 
 #[test]

@@ -145,6 +145,55 @@ fn files_with(folder: &std::path::Path, text: &str) -> bool {
 }
 
 #[test]
+fn its_lease_is_renewed_and_a_caller_does_not_notice() {
+    let mut group = Group::new("lease = \"10s\"\n");
+    group.bed.start();
+    group.bed.await_ready();
+    group.await_at("10.44.0.1");
+    let instance = |group: &Group, path: &str| group.get(path)[0].clone();
+    let (service, sidecar) = ("/v1/catalog/service/api", "/v1/catalog/service/api-sidecar-proxy");
+    let (before, of_sidecar) = (instance(&group, service), instance(&group, sidecar));
+    let meta = &before["ServiceMeta"];
+    assert_eq!((&meta["enmesh-lease"], &meta["enmesh-since"]), (&json!("10"), &meta["enmesh-renewed"]));
+    let renewed = until("a renewal", LIMIT, || {
+        let now = instance(&group, service);
+        if now["ServiceMeta"]["enmesh-renewed"] == meta["enmesh-renewed"] { Err("none") } else { Ok(now) }
+    });
+    let renewed = renewed.unwrap_or_else(|e| panic!("{e}\n{}", group.bed.log()));
+    assert_eq!(renewed["ServiceMeta"]["enmesh-since"], meta["enmesh-since"]);
+    assert!(renewed["ModifyIndex"].as_u64() > before["ModifyIndex"].as_u64());
+    assert_eq!(
+        instance(&group, sidecar)["ModifyIndex"],
+        of_sidecar["ModifyIndex"],
+        "callers follow the sidecar"
+    );
+    // A restart writes nothing that is not due: nine seconds after the last renewal at the earliest.
+    let seen = std::time::Instant::now();
+    group.bed.kill_daemon();
+    group.bed.start();
+    group.bed.await_ready();
+    assert_eq!(
+        instance(&group, service)["ModifyIndex"],
+        renewed["ModifyIndex"],
+        "after {:?}",
+        seen.elapsed()
+    );
+    // A renewal is no news to the host itself: one converging each, and none because of it.
+    let count = |status: &Value| status["converged_count"].as_u64().unwrap();
+    let settled = count(&group.bed.status());
+    until("another renewal", LIMIT, || {
+        match instance(&group, service)["ModifyIndex"] == renewed["ModifyIndex"] {
+            true => Err("none"),
+            false => Ok(()),
+        }
+    })
+    .unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(count(&group.bed.status()) <= settled + 1, "{settled}");
+    assert!(!group.bed.log().contains("registered: ~"), "nothing differs\n{}", group.bed.log());
+}
+
+#[test]
 fn killed_without_warning_it_is_taken_out_once_the_platform_has_it_no_more() {
     let mut group = Group::new("");
     group.bed.start();
