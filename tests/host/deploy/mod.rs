@@ -9,4 +9,5 @@
 //! | `role` | the Ansible role |
 
 mod first_boot;
+mod labs;
 mod seed;
