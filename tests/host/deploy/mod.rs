@@ -10,4 +10,5 @@
 
 mod first_boot;
 mod labs;
+mod role;
 mod seed;

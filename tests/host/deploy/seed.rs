@@ -57,3 +57,33 @@ fn many(parts: &[String]) -> String {
     let _ = writeln!(text, "--{BOUNDARY}--");
     text
 }
+
+/// A package of enmesh for a machine that has none: what [`crate::machine::install`] puts into a tree. It stands in for
+/// the one that `make packages` makes, whose own tests are elsewhere.
+pub fn stand_in_package(folder: &Path) -> std::path::PathBuf {
+    use crate::machine::{install, must, tool};
+
+    const CONTROL: &str = "Package: enmesh\nVersion: 0\nArchitecture: all\nDepends: nftables\n\
+        Maintainer: test <test@localhost>\nDescription: puts services into a mesh\n";
+    const POSTINST: &str =
+        "#!/bin/sh\nset -e\nsystemd-sysusers\nsystemd-tmpfiles --create\nsystemctl daemon-reload\n";
+    let staged = folder.join("staged");
+    for below in
+        ["bin", "lib/sysusers.d", "lib/tmpfiles.d", "lib/systemd/system", "lib/systemd/system-preset"]
+    {
+        std::fs::create_dir_all(staged.join("usr").join(below)).expect("a folder can be made");
+    }
+    std::fs::create_dir(staged.join("etc")).expect("a folder can be made");
+    install(&staged);
+    // What the users were tried on belongs to no package.
+    std::fs::remove_dir_all(staged.join("etc")).expect("users were made");
+    put(&staged, "/DEBIAN/control", CONTROL);
+    put(&staged, "/DEBIAN/postinst", POSTINST);
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(staged.join("DEBIAN/postinst"), executable).expect("a mode can be set");
+    let package = folder.join("enmesh_0_all.deb");
+    let [from, to] = [&staged, &package].map(|path| path.to_str().expect("text"));
+    must(tool("dpkg-deb"), &["--root-owner-group", "-Znone", "--build", from, to]);
+    std::fs::remove_dir_all(&staged).expect("it can be removed");
+    package
+}
