@@ -7,8 +7,10 @@
 //! | `first_boot` | the parts in `cloud-init/`: valid, merged with others', joined, and failed |
 //! | `labs` | the Vagrant labs, machine by machine |
 //! | `role` | the Ansible role |
+//! | `templates` | the templates for container groups, and what validates them |
 
 mod first_boot;
 mod labs;
 mod role;
 mod seed;
+mod templates;

@@ -30,7 +30,9 @@ fn play(machine: &Machine, variables: &Value) -> (u64, u64, String) {
     let recap = out.lines().find(|line| line.starts_with("localhost ")).unwrap_or_default().to_owned();
     let count = |key: &str| -> u64 {
         let field = recap.split_whitespace().find_map(|field| field.strip_prefix(key)?.strip_prefix('='));
-        field.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("no recap: {out}\n{}", said.stderr))
+        field
+            .and_then(|number| number.parse().ok())
+            .unwrap_or_else(|| panic!("no recap: {out}\n{}", said.stderr))
     };
     (count("changed"), count("failed"), out)
 }
