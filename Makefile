@@ -91,7 +91,7 @@ bench: tools-netns can-be-root build ## figures, side by side with how it is don
 
 # --- tests -------------------------------------------------------------------------------------
 
-LEVELS := check test-unit test-netns test-host test-lab test-demo
+LEVELS := check test-unit test-netns test-group test-host test-lab test-demo
 
 .PHONY: test lint deny $(LEVELS)
 test: ## all levels below, then a summary
@@ -115,6 +115,11 @@ test-netns: tools-netns can-be-root ## level: the real kernel and the real Envoy
 	@tests=$$(scripts/tests-with netns-tests); \
 	CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT)' \
 	    scripts/level netns 900 $(TEST) --features netns-tests $$tests -- --test-threads=$(TEST_THREADS)
+
+test-group: tools-netns can-be-root ## level: real containers that share a network namespace, without systemd; root
+	@tests=$$(scripts/tests-with group-tests); \
+	CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT)' \
+	    scripts/level group 900 $(TEST) --features group-tests $$tests -- --test-threads=1 --nocapture
 
 # What is ignored there runs inside the booted containers, started by the tests outside.
 test-host: tools-host can-be-root build ## level: real systemd in booted containers; root

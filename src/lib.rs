@@ -11,11 +11,13 @@ pub mod consul;
 pub mod envoy;
 pub mod health;
 pub mod netns;
+pub mod platform;
 pub mod redirect;
 pub mod supervise;
 pub mod systemd;
 
 pub mod mesh;
+pub mod reap;
 
 pub mod converge;
 pub mod daemon;

@@ -13,7 +13,7 @@ use std::fs;
 use source::{root, sources};
 
 /// Letters of codes and the room each belongs to, as the page's headings say.
-const LETTERS: &str = "CPREMKHSVNDTX";
+const LETTERS: &str = "CPREMKAHSVNDTX";
 
 /// `ENM-` and one letter and three digits, wherever they stand in `text`.
 fn codes_in(text: &str) -> BTreeSet<String> {
@@ -86,6 +86,21 @@ fn the_page_says_each_code_once_and_says_something() {
         let known = |status| ["1", "64", "65", "69", "77", "–"].contains(&status);
         assert!(cells[0].split(" or ").all(known), "{code}: exit status {}", cells[0]);
     }
+}
+
+#[test]
+fn variables_of_the_page_are_those_of_the_program() {
+    let page = fs::read_to_string(root().join("docs/containers.md")).unwrap();
+    let is_of_name = |c: char| c.is_ascii_uppercase() || c == '_';
+    let names = page.match_indices("ENMESH_").map(|(start, _)| {
+        let rest = &page[start..];
+        rest[..rest.find(|c| !is_of_name(c)).unwrap_or(rest.len())].to_owned()
+    });
+    // The rule is said by prefixes.
+    let names: Vec<String> = names.filter(|name| !name.ends_with('_')).collect();
+    assert!(names.len() > 40, "{names:?}");
+    let unknown = enmesh::config::unknown_variables(names.into_iter());
+    assert!(unknown.is_empty(), "{unknown:?}");
 }
 
 #[test]

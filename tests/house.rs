@@ -11,7 +11,7 @@ use source::{Source, root, sources};
 
 /// The rooms and the floor each is on. A room imports rooms of lower floors only; the adapters share
 /// a floor and so never know each other.
-const FLOORS: [(&str, u8); 15] = [
+const FLOORS: [(&str, u8); 17] = [
     ("base", 0),
     ("config", 1),
     ("plan", 2),
@@ -19,10 +19,12 @@ const FLOORS: [(&str, u8); 15] = [
     ("envoy", 3),
     ("health", 3),
     ("netns", 3),
+    ("platform", 3),
     ("redirect", 3),
     ("supervise", 3),
     ("systemd", 3),
     ("mesh", 4),
+    ("reap", 4),
     ("converge", 5),
     ("daemon", 6),
     ("demo", 7),

@@ -17,7 +17,8 @@ use crate::host::{self, Host};
 use crate::stats::Sample;
 use crate::table::{Table, time};
 
-const SERVICES: u16 = 500;
+/// An ordinary mesh, and a large one.
+const SIZES: [u16; 2] = [20, 500];
 const INSTANCES: u8 = 5;
 /// How long anything may take.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -32,8 +33,43 @@ const AIM: Duration = Duration::from_millis(200);
 
 /// The figure.
 pub fn measure() -> Answer {
+    let measured: Vec<Measured> = SIZES.into_iter().map(with).collect::<Result<_, _>>()?;
+    let title = format!("A catalog of services with {INSTANCES} instances each");
+    let sizes = SIZES.map(|services| format!("{services} services"));
+    let columns: Vec<&str> = [""].into_iter().chain(sizes.iter().map(String::as_str)).collect();
+    let mut table = Table::new(&title, &columns);
+    let mut row = |name: &str, value: &dyn Fn(&Measured) -> String| {
+        table.row([name.to_owned()].into_iter().chain(measured.iter().map(value)));
+    };
+    row("daemon started, until Envoy has all of it", &|one| time(one.complete));
+    row("memory of the daemon", &|one| megabytes(one.busy.resident));
+    row("of it private", &|one| megabytes(one.busy.private));
+    row("memory of its Envoy", &|one| megabytes(one.envoy.resident));
+    row("CPU at rest", &|one| percent(&one.before, &one.idle, WATCHED));
+    row("wake-ups a second at rest", &|one| wake_ups(&one.before, &one.idle, WATCHED));
+    let flaps = format!("CPU while {FLAPS} instances a second go and come back");
+    row(&flaps, &|one| percent(&one.idle, &one.busy, one.watched));
+    row("a change written to Consul, until Envoy has it: median", &|one| time(one.changes.median()));
+    row("the same: 90 %", &|one| time(one.changes.quantile(0.9)));
+    row("the same: slowest", &|one| time(one.changes.quantile(1.0)));
+    let changes: usize = measured.iter().map(|one| one.changes.times.len()).sum();
+    table.note(format!("{changes} changes; aim for each: {}", time(AIM)));
+    Ok(table)
+}
+
+struct Measured {
+    complete: Duration,
+    before: Usage,
+    idle: Usage,
+    busy: Usage,
+    envoy: Usage,
+    changes: Sample,
+    watched: Duration,
+}
+
+fn with(services: u16) -> Result<Measured, Box<dyn Error>> {
     let _agent = Agent::start()?;
-    fill()?;
+    fill(services)?;
     let mut host = Host::with(1, "control_plane = \"catalog\"\nregistration = \"agent\"\n")?;
     host.write_service(0)?;
     let started = Instant::now();
@@ -42,7 +78,7 @@ pub fn measure() -> Answer {
     let envoy = status.pointer("/services/s0/pid").and_then(Value::as_u64).ok_or("no sidecar")?;
     let admin = host.path("run/enmesh/s0/admin/envoy.sock");
     wait("all clusters in Envoy", || {
-        Ok(stat(&admin, "cluster_manager.active_clusters")? >= u64::from(SERVICES))
+        Ok(stat(&admin, "cluster_manager.active_clusters")? >= u64::from(services))
     })?;
     let complete = started.elapsed();
     thread::sleep(SETTLED);
@@ -50,34 +86,19 @@ pub fn measure() -> Answer {
     let before = Usage::of(pid)?;
     thread::sleep(WATCHED);
     let idle = Usage::of(pid)?;
-    let (sample, watched) = flap(&admin)?;
-    let busy = Usage::of(pid)?;
-
-    let title = format!("A catalog of {SERVICES} services with {INSTANCES} instances each");
-    let mut table = Table::new(&title, &["", ""]);
-    let mut row = |name: &str, value: String| table.row([name.to_owned(), value]);
-    row("daemon started, until Envoy has all of it", time(complete));
-    row("memory of the daemon", megabytes(busy.resident));
-    row("of it private", megabytes(busy.private));
-    row("memory of its Envoy", megabytes(Usage::of(u32::try_from(envoy)?)?.resident));
-    row("CPU at rest", percent(&before, &idle, WATCHED));
-    row("wake-ups a second at rest", wake_ups(&before, &idle, WATCHED));
-    row(&format!("CPU while {FLAPS} instances a second go and come back"), percent(&idle, &busy, watched));
-    row("a change written to Consul, until Envoy has it: median", time(sample.median()));
-    row("the same: 90 %", time(sample.quantile(0.9)));
-    row("the same: slowest", time(sample.quantile(1.0)));
-    table.note(format!("{} changes; aim for each: {}", sample.times.len(), time(AIM)));
-    Ok(table)
+    let (changes, watched) = flap(&admin, services)?;
+    let (busy, envoy) = (Usage::of(pid)?, Usage::of(u32::try_from(envoy)?)?);
+    Ok(Measured { complete, before, idle, busy, envoy, changes, watched })
 }
 
 /// Instances go and come back, one after the other; how soon each change was in Envoy.
-fn flap(admin: &Path) -> Result<(Sample, Duration), Box<dyn Error>> {
+fn flap(admin: &Path, services: u16) -> Result<(Sample, Duration), Box<dyn Error>> {
     let mut sample = Sample { name: "flaps".to_owned(), times: Vec::new() };
     let rounds = u16::try_from(WATCHED.as_secs())? * FLAPS;
     let started = Instant::now();
     for round in 0..rounds {
         // Far from the one before, so that each is another service.
-        let service = round * 37 % SERVICES;
+        let service = round * 37 % services;
         for (step, (status, left)) in
             [("critical", INSTANCES - 1), ("passing", INSTANCES)].into_iter().enumerate()
         {
@@ -94,9 +115,9 @@ fn flap(admin: &Path) -> Result<(Sample, Duration), Box<dyn Error>> {
 }
 
 /// Registers everything, as agents of other hosts do.
-fn fill() -> Result<(), Box<dyn Error>> {
+fn fill(services: u16) -> Result<(), Box<dyn Error>> {
     for instance in 1..=INSTANCES {
-        for service in 0..SERVICES {
+        for service in 0..services {
             put("/v1/catalog/register", &app(service, instance))?;
             put("/v1/catalog/register", &sidecar(service, instance))?;
         }

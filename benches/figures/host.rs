@@ -66,7 +66,7 @@ impl Host {
         host.write(
             "etc/enmesh/enmesh.toml",
             &format!(
-                "{mesh}profile = \"container\"\n\
+                "{mesh}profile = \"container\"\nstop.registration = \"keep\"\n\
                  [envoy]\npath = \"{}\"\ndrain = \"1s\"\n[ports]\noutbound = \"15001-15300\"\n",
                 envoy().display()
             ),

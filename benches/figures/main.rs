@@ -11,9 +11,11 @@
 
 mod agent;
 mod apply;
+mod beds;
 mod catalog;
 mod connect;
 mod daemon;
+mod group;
 mod host;
 mod lane;
 mod pipeline;
@@ -39,7 +41,7 @@ type Answer = Result<Table, Box<dyn Error>>;
 type Figure = (&'static str, fn() -> Answer);
 
 /// The figures, in the order they are printed.
-const FIGURES: [Figure; 11] = [
+const FIGURES: [Figure; 12] = [
     ("apply", apply::from_nothing),
     ("apply-again", apply::again),
     ("connect", connect::measure),
@@ -51,6 +53,7 @@ const FIGURES: [Figure; 11] = [
     ("catalog", catalog::measure),
     ("rest", daemon::at_rest),
     ("size", size::measure),
+    ("group", group::measure),
 ];
 
 fn main() -> ExitCode {

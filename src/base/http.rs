@@ -1,4 +1,5 @@
-//! HTTP/1.1 over a unix socket, both ways: Envoy's admin interface and our own control socket.
+//! HTTP/1.1 over a unix socket, both ways: Envoy's admin interface and our own control socket. Questions come over TCP
+//! as well.
 
 use std::convert::Infallible;
 use std::io;
@@ -9,7 +10,8 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 /// The largest body that is read, in bytes: Envoy's dump of a thousand listeners has about 3 MiB.
 pub const BODY_LIMIT: usize = 32 << 20;
@@ -99,20 +101,53 @@ pub struct Question {
     pub body: Vec<u8>,
 }
 
+/// Where connections come in.
+pub trait Listener {
+    /// A connection.
+    type Stream: AsyncRead + AsyncWrite + Unpin + 'static;
+
+    /// The next one.
+    fn next(&self) -> impl Future<Output = io::Result<Self::Stream>>;
+}
+
+impl Listener for UnixListener {
+    type Stream = UnixStream;
+
+    async fn next(&self) -> io::Result<UnixStream> {
+        self.accept().await.map(|(stream, _)| stream)
+    }
+}
+
+impl Listener for TcpListener {
+    type Stream = TcpStream;
+
+    /// A connection that broke before it was taken is none, and running out of file numbers passes.
+    async fn next(&self) -> io::Result<TcpStream> {
+        loop {
+            match self.accept().await {
+                Ok((stream, _)) => return Ok(stream),
+                Err(error) => tracing::debug!(%error, "a connection was not taken"),
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
 /// Serves one connection after the other on `listener` with `handle`, until dropped. Connections
 /// run side by side as local tasks.
 ///
 /// # Errors
 /// The listener broke.
-pub async fn serve<H, F>(listener: UnixListener, handle: H) -> io::Result<Infallible>
+pub async fn serve<L, H, F>(listener: L, handle: H) -> io::Result<Infallible>
 where
+    L: Listener,
     H: Fn(Question) -> F + Clone + 'static,
     F: Future<Output = (StatusCode, &'static str, Vec<u8>)> + 'static,
 {
     /// A question of ours is a few names.
     const QUESTION_LIMIT: usize = 1 << 20;
     loop {
-        let (stream, _) = listener.accept().await?;
+        let stream = listener.next().await?;
         let handle = handle.clone();
         let service = hyper::service::service_fn(move |request: Request<Incoming>| {
             let handle = handle.clone();

@@ -3,6 +3,7 @@
 //!
 //! Nothing in here knows what a service or a mesh is.
 
+pub mod bearer;
 pub mod ca;
 pub mod deadline;
 pub mod exec;

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::Global;
 use super::output::Answer;
 use crate::base::{Fault, Root};
-use crate::config;
+use crate::config::{self, Config};
 use crate::converge::check_entries;
 
 /// Validate configuration, offline
@@ -21,11 +21,19 @@ pub struct Check {
     path: Option<PathBuf>,
 }
 
+/// The configuration as the daemon would read it here, with what it would say of the environment.
+fn with_environment(root: &Root) -> Config {
+    let mut config = config::load(root, &|name| std::env::var(name).ok());
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    config.warnings.extend(config::unknown_variables(names));
+    config
+}
+
 impl Check {
     pub fn run(self, global: &Global) -> Result<Answer, Fault> {
         let config = match &self.path {
             Some(path) => config::load_path(path),
-            None => config::load(&global.root(), &|name| std::env::var(name).ok()),
+            None => with_environment(&global.root()),
         };
         let root = match &self.path {
             // Of a file or a folder by itself it is not known what its paths are below.

@@ -10,10 +10,12 @@ mod down;
 mod early;
 mod explain;
 mod hold;
+mod init;
 mod migrate;
 mod output;
 mod plan;
 mod probe;
+mod reap;
 mod redirect_traffic;
 mod render;
 mod report;
@@ -76,6 +78,8 @@ enum Verb {
     Confirm(confirm::Confirm),
     /// Load the last rules with no sidecar live, before the network is up
     Early(early::Early),
+    /// Set the rules with no sidecar live, and exit: for an init container
+    Init(init::Init),
     /// Show what `apply` would change, touching nothing
     Plan(plan::Plan),
     /// Print an artefact to standard output, touching nothing
@@ -102,6 +106,8 @@ enum Verb {
     Hold(hold::Hold),
     /// Say how a `ttl` check is: the app's own word about itself
     Report(report::Report),
+    /// Take out of Consul what hosts have left behind that are gone
+    Reap(Box<reap::Reap>),
     /// Make a local certificate authority, or a certificate from it
     Ca(ca::Ca),
     /// Two hosts on this machine, with proof line by line
@@ -138,12 +144,13 @@ fn dispatch(cli: Cli) -> Result<Answer, Fault> {
     let Cli { global, verb } = cli;
     match verb {
         Verb::Run(verb) => {
-            log::start(global.json);
+            log::start(verb.log()?, global.json);
             local(verb.run(&global))
         }
         Verb::Apply(verb) => local(verb.run(&global)),
         Verb::Confirm(verb) => local(verb.run(&global)),
         Verb::Early(verb) => local(verb.run(&global)),
+        Verb::Init(verb) => local(verb.run(&global)),
         Verb::Plan(verb) => local(verb.run(&global)),
         Verb::Render(verb) => local(verb.run(&global)),
         Verb::Explain(verb) => local(verb.run(&global)),
@@ -157,6 +164,7 @@ fn dispatch(cli: Cli) -> Result<Answer, Fault> {
         Verb::Wait(verb) => local(verb.run(&global)),
         Verb::Hold(verb) => local(verb.run(&global)),
         Verb::Report(verb) => local(verb.run(&global)),
+        Verb::Reap(verb) => local(verb.run(&global)),
         Verb::Ca(verb) => verb.run(&global),
         Verb::Demo(verb) => verb.run(&global),
         Verb::DemoApp(verb) => verb.run(),

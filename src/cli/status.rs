@@ -76,9 +76,13 @@ pub fn table(status: &Value) -> String {
         word(at(generation, "/number")),
         word(at(generation, "/hash"))
     );
+    if let Some(lost) = at(status, "/not_redirected").as_str() {
+        let _ = writeln!(text, "nothing is redirected: {lost}");
+    }
     if let consul @ Value::Object(_) = at(status, "/consul") {
         text.push_str(&consul_lines(consul));
     }
+    text.push_str(&address_lines(at(status, "/address")));
     let repaired = at(status, "/rules_repaired").as_u64().unwrap_or(0);
     if repaired > 0 {
         let last = at(status, "/last_repair");
@@ -172,6 +176,26 @@ fn consul_lines(consul: &Value) -> String {
         at(consul, "/without").as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     if !without.is_empty() {
         let _ = writeln!(text, "  this release is without: {}", without.join(", "));
+    }
+    text
+}
+
+/// At which address this host is reached, and what each source says.
+fn address_lines(address: &Value) -> String {
+    let word = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    let mut text =
+        format!("address {}  by {}\n", word(at(address, "/address")), word(at(address, "/source")));
+    let sources = at(address, "/sources").as_array().map_or(&[] as &[Value], Vec::as_slice);
+    // One source that says what counts is nothing that anybody has to read twice.
+    let all_agree = sources.iter().all(|it| at(it, "/fault").is_null()) && sources.len() < 2;
+    for source in sources.iter().filter(|_| !all_agree) {
+        let age = at(source, "/at").as_u64().filter(|at| *at > 0);
+        let age = age.map(|at| format!("{} ago", Span(Duration::from_secs(now().saturating_sub(at)))));
+        let (name, said) = (word(at(source, "/source")), word(at(source, "/address")));
+        let _ = writeln!(text, "  {name:<10} {said:<15} {}", age.unwrap_or_else(|| "never".to_owned()));
+        if let Some(fault) = faults_of(at(source, "/fault")).first() {
+            let _ = writeln!(text, "    {fault}");
+        }
     }
     text
 }

@@ -55,7 +55,7 @@ pub(super) fn consul(consul: &ConsulConfig) -> Vec<Wrong> {
 }
 
 fn files(consul: &ConsulConfig, wrong: &mut Vec<Wrong>) {
-    let login = consul.login.as_ref().map(|login| login.bearer_token_file.clone());
+    let login = consul.login.as_ref().and_then(|login| login.bearer_token_file.clone());
     for (path, file) in [
         (&["consul", "token_file"] as &[_], &consul.token_file),
         (&["consul", "ca_file"], &consul.ca_file),
@@ -89,6 +89,16 @@ fn rules_of_login(login: &LoginConfig, wrong: &mut Vec<Wrong>) {
         );
         wrong.push((&["consul", "login", "method"], why));
     }
+    if login.bearer_token_file.is_some() == login.identity.is_some() {
+        let why =
+            "the bearer token comes from `bearer_token_file` or from an `identity`: give one of the two"
+                .to_owned();
+        wrong.push((&["consul", "login"], why));
+    }
+    if login.identity.as_ref().is_some_and(|identity| identity.resource.trim().is_empty()) {
+        let why = "it is whom the token is for, and cannot be empty".to_owned();
+        wrong.push((&["consul", "login", "identity", "resource"], why));
+    }
     if login.meta.keys().any(String::is_empty) {
         wrong.push((&["consul", "login", "meta"], "a key of `meta` is empty".to_owned()));
     }
@@ -103,7 +113,7 @@ fn is_name(text: &str, signs: &str, most: usize) -> bool {
         && edge(text.chars().last())
 }
 
-fn is_server_name(text: &str) -> bool {
+pub(super) fn is_server_name(text: &str) -> bool {
     rustls_pki_types::ServerName::try_from(text).is_ok()
 }
 

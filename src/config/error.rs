@@ -119,6 +119,10 @@ pub(super) enum Problem {
     Host { why: String },
     #[error("the environment variable {name} has a value that does not fit: {why}")]
     Environment { name: &'static str, why: String },
+    #[error("{other} describes a service, and ENMESH_SERVICE_NAME is not set")]
+    NoServiceName { other: String },
+    #[error("there is no variable {name}; it has no effect")]
+    UnknownVariable { name: String, nearest: Option<String> },
 
     #[error("{why}")]
     LegacyForm { why: &'static str },
@@ -213,6 +217,8 @@ impl Problem {
             Problem::UnitWithoutNamespace => "ENM-C100",
             Problem::Host { .. } => "ENM-C050",
             Problem::Environment { .. } => "ENM-C051",
+            Problem::NoServiceName { .. } => "ENM-C110",
+            Problem::UnknownVariable { .. } => "ENM-C111",
             Problem::LegacyForm { .. } => "ENM-C060",
             Problem::Annotation { .. } => "ENM-C061",
             Problem::AnnotationUpstream { .. } => "ENM-C062",
@@ -231,6 +237,7 @@ impl Problem {
         match self {
             Problem::UnknownKey { nearest: Some(nearest), .. }
             | Problem::Ignored { nearest: Some(nearest), .. }
+            | Problem::UnknownVariable { nearest: Some(nearest), .. }
             | Problem::PassedOn { nearest: Some(nearest), .. } => format!("did you mean `{nearest}`?"),
             Problem::UnknownKey { known, .. } if known.is_empty() => "remove the key".to_owned(),
             Problem::UnknownKey { known, .. } => format!("the keys known here are {}", known.join(", ")),
@@ -283,6 +290,10 @@ impl Problem {
             }
             Problem::UnitWithoutNamespace => "leave `unit` out, or write `scope = \"netns:NAME\"`",
             Problem::Environment { .. } => "correct or unset the variable, or set the value in enmesh.toml",
+            Problem::NoServiceName { .. } => "set it to the service's name in Consul, or unset the other",
+            Problem::UnknownVariable { .. } => {
+                "unset it; `docs/containers.md` has the rule for names of variables"
+            }
             Problem::LegacyForm { .. } => {
                 "the file is {\"annotations\": {…}}, or the fields of one Consul service"
             }

@@ -8,6 +8,8 @@ use ipnet::Ipv4Net;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::address::AddressConfig;
+use super::platform::{IdentityConfig, PlatformConfig, ReapConfig};
 use super::value::{PortRange, ServiceName, Span, UserSpec};
 
 /// The host's settings. Most hosts need no file at all.
@@ -38,6 +40,20 @@ pub struct HostConfig {
     pub dns: DnsConfig,
     /// Network namespaces of services (`scope = "netns:NAME"`).
     pub namespaces: NamespacesConfig,
+    /// At which address others reach this host.
+    pub address: AddressConfig,
+    /// The platform that runs this host, where it is a container group.
+    pub platform: PlatformConfig,
+    /// What `enmesh reap` does.
+    pub reap: ReapConfig,
+    /// What the end of the daemon means.
+    pub stop: StopConfig,
+    /// The endpoint that says whether this host is ready.
+    pub readiness: ReadinessConfig,
+    /// Where the addresses of explicit upstreams are written, for an app to source; `/run/enmesh/upstreams.env` unless
+    /// set, where nothing can be redirected.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upstreams_file: Option<PathBuf>,
 }
 
 impl Default for HostConfig {
@@ -55,6 +71,44 @@ impl Default for HostConfig {
             static_mesh: StaticConfig::default(),
             dns: DnsConfig::default(),
             namespaces: NamespacesConfig::default(),
+            address: AddressConfig::default(),
+            platform: PlatformConfig::default(),
+            reap: ReapConfig::default(),
+            stop: StopConfig::default(),
+            readiness: ReadinessConfig::default(),
+            upstreams_file: None,
+        }
+    }
+}
+
+impl HostConfig {
+    /// Whether the end of the daemon is for good, where systemd runs this host or not.
+    pub fn leaves(&self, systemd: bool) -> bool {
+        match self.stop.registration {
+            AtStop::Auto => !systemd,
+            AtStop::Leave => true,
+            AtStop::Keep => false,
+        }
+    }
+
+    /// Defaults that follow from what kind of host this is. Somebody who wants the general ones all the same cannot
+    /// say so: they would not work there.
+    pub fn settle(&mut self, systemd: bool) {
+        let general = (EnvoyConfig::default(), PortsConfig::default());
+        if self.leaves(systemd) && self.envoy.drain == general.0.drain {
+            // A container has ten seconds between the two signals unless somebody asks for more, and Consul is told
+            // at the end of them.
+            self.envoy.drain = Span::seconds(5);
+        }
+        if self.profile == Profile::Aci {
+            let own = PortsConfig::aci();
+            if self.ports.outbound == general.1.outbound {
+                self.ports.outbound = own.outbound;
+            }
+            if self.ports.inbound == general.1.inbound {
+                self.ports.inbound = own.inbound;
+            }
+            self.readiness.listen.get_or_insert(SocketAddr::from(([0, 0, 0, 0], 15000)));
         }
     }
 }
@@ -183,7 +237,11 @@ pub struct LoginConfig {
     /// The auth method, of type `jwt`.
     pub method: String,
     /// File with the bearer token; it is read anew for each login.
-    pub bearer_token_file: PathBuf,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bearer_token_file: Option<PathBuf>,
+    /// The managed identity whose token is the bearer token, in place of a file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<IdentityConfig>,
     /// Goes into the token's description, where who cleans up finds it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub meta: BTreeMap<String, String>,
@@ -229,6 +287,57 @@ impl Default for PortsConfig {
             inbound: "21000-21255".parse().expect("a range"),
         }
     }
+}
+
+impl PortsConfig {
+    /// In a container group of Azure, which reserves 20000 to 30000 for itself.
+    #[expect(clippy::expect_used, reason = "the literals are ranges")]
+    fn aci() -> Self {
+        PortsConfig {
+            outbound: "15001-15049".parse().expect("a range"),
+            inbound: "15050-15099".parse().expect("a range"),
+        }
+    }
+}
+
+/// What the end of the daemon means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct StopConfig {
+    /// Whether this host leaves Consul.
+    pub registration: AtStop,
+    /// Where it leaves: for so long at least its sidecars take connections after Consul was told that it leaves.
+    pub grace: Span,
+}
+
+impl Default for StopConfig {
+    fn default() -> Self {
+        // Callers hear of it within a tenth of a second; some of them look every second.
+        StopConfig { registration: AtStop::default(), grace: Span::seconds(2) }
+    }
+}
+
+/// What becomes of registrations and of the login when the daemon is told to end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum AtStop {
+    /// A container's end is for good, that of systemd's unit is not.
+    #[default]
+    Auto,
+    /// Services are deregistered and the login ends.
+    Leave,
+    /// Both are there for the next start.
+    Keep,
+}
+
+/// The endpoint that says whether this host is ready.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReadinessConfig {
+    /// Where it listens, `ADDRESS:PORT`; nowhere unless set, and at 0.0.0.0:15000 with the profile `aci`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub listen: Option<SocketAddr>,
 }
 
 /// The control plane `static`: a peers file and a local CA.

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::error::{ConfigError, Problem};
 use super::node::{Node, Step};
 use super::value::UserSpec;
-use super::{HostConfig, consul_rules};
+use super::{HostConfig, address, consul_rules, platform};
 
 /// Everything that is wrong with `host` beyond its single values.
 pub(super) fn host(host: &HostConfig, root: &Node) -> Vec<ConfigError> {
@@ -43,6 +43,12 @@ pub(super) fn host(host: &HostConfig, root: &Node) -> Vec<ConfigError> {
         let why = format!("{:?} is neither the name nor the absolute path of a program", host.envoy.path);
         wrong(why, &["envoy", "path"]);
     }
+    if host.readiness.listen.is_some_and(|listen| listen.port() == 0) {
+        wrong("readiness takes an address and a port".to_owned(), &["readiness", "listen"]);
+    }
+    if let Some(path) = host.upstreams_file.as_ref().filter(|path| !path.is_absolute()) {
+        wrong(format!("{path:?} is not an absolute path"), &["upstreams_file"]);
+    }
     for (key, path) in [("peers", &host.static_mesh.peers), ("ca", &host.static_mesh.ca)] {
         if !path.is_absolute() {
             wrong(format!("{path:?} is not an absolute path"), &["static", key]);
@@ -51,7 +57,9 @@ pub(super) fn host(host: &HostConfig, root: &Node) -> Vec<ConfigError> {
     if host.static_mesh.leaf_ttl.0.as_secs() < 60 {
         wrong("a leaf certificate is valid for a minute at least".to_owned(), &["static", "leaf_ttl"]);
     }
-    for (path, why) in consul_rules::consul(&host.consul) {
+    let of_platform = platform::platform(&host.platform).into_iter().chain(platform::reap(&host.reap));
+    let of_platform = of_platform.chain(address::address(&host.address));
+    for (path, why) in consul_rules::consul(&host.consul).into_iter().chain(of_platform) {
         wrong(why, path);
     }
     errors

@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use super::consul_rules;
 use super::de;
+use super::environment::{self, Environment};
 use super::error::{ConfigError, Problem};
 use super::host_rules;
 use super::legacy;
@@ -37,9 +38,13 @@ pub fn load_beside(
     env: &dyn Fn(&str) -> Option<String>,
     in_force: &dyn Fn(&ServiceId, &Path) -> bool,
 ) -> Config {
-    let mut loader = Loader::default();
+    let mut loader = Loader { environment: Environment::read(env), ..Loader::default() };
+    loader.environment_errors();
     loader.folder(&root.join(NATIVE));
     loader.legacy(&root.join(LEGACY));
+    if let Some(node) = loader.environment.service.take() {
+        loader.service_of(&node, Path::new(environment::NAME));
+    }
     let (errors, warnings) = consul_rules::fill_from_environment(&mut loader.config.host.consul, env);
     loader.config.host_ok &= errors.is_empty();
     loader.config.errors.extend(errors);
@@ -54,6 +59,16 @@ pub fn consul_from_environment(env: &dyn Fn(&str) -> Option<String>) -> (ConsulC
     let mut consul = ConsulConfig::default();
     let (errors, _) = consul_rules::fill_from_environment(&mut consul, env);
     (consul, errors)
+}
+
+/// Whether `fault` is about a variable of the environment, which lasts as long as the process.
+pub fn is_of_environment(fault: &Fault) -> bool {
+    environment::is_of_environment(fault)
+}
+
+/// Warnings about variables of the environment, by their names, that look like enmesh's own and are not.
+pub fn unknown_variables(names: impl Iterator<Item = String>) -> Vec<Fault> {
+    environment::unknown(names)
 }
 
 /// The files and folders whose change may change what [`load`] returns. They need not exist.
@@ -87,12 +102,20 @@ struct Loaded {
 #[derive(Default)]
 struct Loader {
     config: Config,
+    environment: Environment,
     loaded: Vec<Loaded>,
 }
 
 impl Loader {
     fn error(&mut self, fault: Fault) {
         self.config.errors.push(fault);
+    }
+
+    fn environment_errors(&mut self) {
+        for error in std::mem::take(&mut self.environment.errors) {
+            // Of which of the two it is, its variable's name says.
+            self.host_error(error);
+        }
     }
 
     /// The native configuration in `folder`, which is `etc/enmesh` somewhere.
@@ -212,6 +235,12 @@ impl Loader {
                 Err(broken) => self.host_error(broken.error),
             }
         }
+        if let Some(node) = self.environment.host.take() {
+            match &mut merged {
+                Some(base) => base.merge(node),
+                none => *none = Some(node),
+            }
+        }
         let Some(root) = merged else { return };
         match de::read::<HostConfig>(&root) {
             Ok(host) => {
@@ -235,8 +264,13 @@ impl Loader {
             Ok(None) => return,
             Err(broken) => return self.broken(broken),
         };
-        let owner = parse::service_of(&root);
-        let mut service: ServiceConfig = match de::read(&root) {
+        self.service_of(&root, path);
+    }
+
+    /// The service that `root`, which came from `path`, describes.
+    fn service_of(&mut self, root: &Node, path: &Path) {
+        let owner = parse::service_of(root);
+        let mut service: ServiceConfig = match de::read(root) {
             Ok(service) => service,
             Err(error) => return self.broken(Broken { error, service: owner }),
         };

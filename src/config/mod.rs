@@ -4,9 +4,11 @@
 //! wrong on their own (a port is a number from 1 to 65535, a CIDR has no host bits). What only the
 //! host can tell — whether a user exists, which port is free — is the planner's business.
 
+mod address;
 mod check;
 mod consul_rules;
 mod de;
+mod environment;
 mod error;
 mod host;
 mod host_rules;
@@ -14,6 +16,7 @@ mod legacy;
 mod load;
 mod node;
 mod parse;
+mod platform;
 mod rules;
 mod schema;
 mod service;
@@ -22,12 +25,17 @@ pub mod value;
 
 use std::path::PathBuf;
 
+pub use address::{AddressConfig, AddressSource};
 pub use check::{Check, CheckStatus};
 pub use host::{
-    ConsulConfig, ControlPlane, DnsConfig, Driver, EnvoyConfig, HostConfig, LoginConfig, NamespacesConfig,
-    PortsConfig, Profile, RegistrationMode, StaticConfig,
+    AtStop, ConsulConfig, ControlPlane, DnsConfig, Driver, EnvoyConfig, HostConfig, LoginConfig,
+    NamespacesConfig, PortsConfig, Profile, ReadinessConfig, RegistrationMode, StaticConfig, StopConfig,
 };
-pub use load::{consul_from_environment, load, load_beside, load_path, watched_paths};
+pub use load::{
+    consul_from_environment, is_of_environment, load, load_beside, load_path, unknown_variables,
+    watched_paths,
+};
+pub use platform::{IdentityConfig, PlatformConfig, ReapConfig, is_group, is_scope};
 pub use schema::{schema_host, schema_service};
 pub use service::{
     Bypass, Capture, DnsMode, Inbound, Ipv6Policy, Legacy, LegacyForm, Locality, Mode, OnProxyFailure,

@@ -18,7 +18,8 @@ pub(super) struct Document {
     pub text: String,
 }
 
-/// A position in a file. Line and column are only counted when somebody asks.
+/// A position in a file. Line and column are only counted when somebody asks. In a document without text, such as a
+/// variable of the environment, everything is at the whole of it.
 #[derive(Debug, Clone)]
 pub(super) struct At {
     document: Rc<Document>,
@@ -33,6 +34,9 @@ impl At {
 
     /// Line and column, both from 1; the column in characters.
     pub fn place(&self) -> Place {
+        if self.document.text.is_empty() {
+            return self.file();
+        }
         let before = self.document.text.as_bytes().get(..self.offset).unwrap_or_default();
         let line_start = before.iter().rposition(|b| *b == b'\n').map_or(0, |newline| newline + 1);
         let in_line = before.get(line_start..).unwrap_or_default();
@@ -163,6 +167,23 @@ impl Node {
                 self.at = over.at;
             }
         }
+    }
+
+    /// The value of `json`, all of it at one position.
+    pub fn from_json(json: &serde_json::Value, at: &At) -> Self {
+        use serde_json::Value;
+        let item = match json {
+            Value::Null => Item::Null,
+            Value::Bool(flag) => Item::Bool(*flag),
+            Value::Number(number) => Item::Number(number.clone()),
+            Value::String(text) => Item::Text(text.clone()),
+            Value::Array(list) => Item::List(list.iter().map(|item| Node::from_json(item, at)).collect()),
+            Value::Object(table) => {
+                let entry = |value| Entry { key: at.clone(), node: Node::from_json(value, at) };
+                Item::Table(table.iter().map(|(key, value)| (key.clone(), entry(value))).collect())
+            }
+        };
+        Node { at: at.clone(), item }
     }
 
     /// The same value without positions; object keys sorted.

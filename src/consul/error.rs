@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::acl::{self, Right};
-use crate::base::{Class, Explain};
+use crate::base::{Class, Explain, Fault};
 
 /// An error of this room. `what` is the call, such as `GET /v1/agent/self at http://127.0.0.1:8500`;
 /// no query, no body and no header is in it, so nothing secret.
@@ -150,6 +150,12 @@ pub enum ConsulError {
         path: PathBuf,
         /// Why not.
         why: String,
+    },
+    /// Who brings the bearer token could not; its own words are all there is to say.
+    #[error("{}", fault.message)]
+    Bearer {
+        /// What it said.
+        fault: Box<Fault>,
     },
     /// The bearer token is good, and gives no rights.
     #[error("no binding rule of the auth method {method:?} fits the bearer token")]
@@ -351,6 +357,7 @@ impl Explain for ConsulError {
             ConsulError::Node { .. } => "ENM-K041",
             ConsulError::Told(_) => "ENM-K042",
             ConsulError::BearerFile { .. } => "ENM-K065",
+            ConsulError::Bearer { fault } => fault.code,
             ConsulError::NoBindingRule { .. } => "ENM-K066",
             ConsulError::BearerRefused { .. } => "ENM-K067",
             ConsulError::NoAuthMethod { .. } => "ENM-K068",
@@ -429,6 +436,7 @@ impl Explain for ConsulError {
             ConsulError::Node { .. } => {
                 "let an operator make the node once (it takes `node:write`); enmesh then needs the service's rights only"
             }
+            ConsulError::Bearer { fault } => return fault.hint.clone(),
             ConsulError::BearerFile { .. } => {
                 "`[consul.login] bearer_token_file` holds one JWT and nothing else; does who brings it run?"
             }
@@ -459,6 +467,7 @@ impl Explain for ConsulError {
 
     fn class(&self) -> Class {
         match self {
+            ConsulError::Bearer { fault } => fault.class,
             ConsulError::Address { .. }
             | ConsulError::TlsFile { .. }
             | ConsulError::Token { .. }

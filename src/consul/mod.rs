@@ -21,8 +21,8 @@ pub use http::{
 };
 pub use registration::{
     AgentCheck, AgentChecks, AgentRegistry, Call, CatalogRegistry, CheckReport, Contact, Departure, Entry,
-    Feature, FileRegistry, Gate, Health, Key, KnownChecks, Node, Outcome, Presence, Pushed, Recorded,
-    Registry, Topic, Vitals,
+    Feature, FileRegistry, Gate, Health, Key, KnownChecks, Lease, NODE_MARK, Node, Outcome, Presence, Pushed,
+    Recorded, Registry, Topic, Vitals, lease,
 };
 pub use server::{ServerFacts, Source, Version};
 pub use warning::ConsulWarning;

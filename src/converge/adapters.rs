@@ -5,11 +5,11 @@ use std::rc::Rc;
 
 use super::drive::Drive;
 use super::engine::Purpose;
-use super::facts;
+use super::{facts, preflight};
 use crate::base::units::Units;
 use crate::base::{Fault, Root};
 use crate::config::{Driver, HostConfig};
-use crate::redirect::{self, Firewall, Iptables, Nftables};
+use crate::redirect::{self, Firewall, Iptables, Nftables, NoRules};
 use crate::supervise::{Supervisor, Timing};
 use crate::systemd::Systemd;
 use crate::systemd::scope::UnitUser;
@@ -21,6 +21,8 @@ pub(super) struct Adapters {
     pub drive: Drive,
     /// The same systemd as `units`, where it is one.
     pub systemd: Option<Rc<Systemd>>,
+    /// Whether the firewall can set anything.
+    pub redirects: bool,
 }
 
 impl Adapters {
@@ -38,7 +40,10 @@ impl Adapters {
             Some(systemd) => Rc::clone(systemd) as Rc<dyn Units>,
             None => Rc::new(Supervisor::new(root.clone(), Timing::default())),
         };
-        Ok(Adapters { firewall: firewall(host.driver), units, drive, systemd })
+        // Without systemd this is a container, which may have been started without the capability.
+        let redirects = systemd.is_some() || preflight::may_redirect();
+        let firewall: Box<dyn Firewall> = if redirects { firewall(host.driver) } else { Box::new(NoRules) };
+        Ok(Adapters { firewall, units, drive, systemd, redirects })
     }
 
     /// The users that units run as; a unit that nobody knows is left out.

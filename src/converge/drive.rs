@@ -1,5 +1,6 @@
 //! Who drives the sidecars: what the host file says, and, where it leaves that open, what Consul is.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -12,7 +13,7 @@ use super::state::State;
 use crate::base::{Fault, LocalFuture, Root};
 use crate::config::value::ServiceId;
 use crate::config::{ControlPlane, HostConfig};
-use crate::consul::{Client, Query, ServerFacts, TokenSource};
+use crate::consul::{Client, Endpoint, Query, ServerFacts, TokenSource};
 use crate::mesh::{CatalogMesh, MeshSource, StaticMesh};
 use crate::plan::{Credentials, MeshView, Plan, SpiffeId, Xds};
 
@@ -30,6 +31,8 @@ pub enum News {
     Registration,
     /// The login is due.
     Login,
+    /// It is time to look whether this host has another address.
+    Address,
 }
 
 /// The control plane in force.
@@ -43,6 +46,8 @@ pub(super) struct Drive {
     /// Whether `mesh` is Consul's catalog.
     follows_catalog: bool,
     purpose: Purpose,
+    /// At which address others reach this host, where that was found out.
+    address: Option<IpAddr>,
 }
 
 impl Drive {
@@ -57,7 +62,7 @@ impl Drive {
             None => Box::new(StaticMesh::new(root.clone(), host.static_mesh.clone())),
             Some(membership) => Box::new(Absent::new(membership.client(), None, false)),
         };
-        Ok(Drive { mesh, xds: Xds::Files, membership, follows_catalog: false, purpose })
+        Ok(Drive { mesh, xds: Xds::Files, membership, follows_catalog: false, purpose, address: None })
     }
 
     /// Takes up what the host file says now, and asks Consul where that takes it.
@@ -107,8 +112,18 @@ impl Drive {
         {
             tracing::warn!(code = fault.code, "{fault}");
         }
+        let address = self.address;
         *self = next;
+        self.set_address(address);
         Ok(())
+    }
+
+    /// Takes up that others reach this host at `address`.
+    pub fn set_address(&mut self, address: Option<IpAddr>) {
+        self.address = address;
+        if let Some(membership) = &mut self.membership {
+            membership.set_address(address);
+        }
     }
 
     /// The mesh with what was of it before. Only Consul's word is doubted like that.
@@ -160,6 +175,11 @@ impl Drive {
     /// Why this host is not logged in.
     pub fn login_fault(&self) -> Option<Fault> {
         self.membership.as_ref()?.session.fault()
+    }
+
+    /// Where Consul is, where it has a part in this.
+    pub fn consul(&self) -> Option<Endpoint> {
+        self.membership.as_ref().map(|membership| membership.client().settings().endpoint.clone())
     }
 
     /// How Consul is, where it has a part in this.

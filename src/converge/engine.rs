@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
@@ -12,6 +13,7 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use super::adapters::{self, Adapters};
+use super::address::Addresses;
 use super::drive::{Drive, News};
 use super::facts;
 use super::health::{self, Checks};
@@ -25,7 +27,7 @@ use super::trial;
 use crate::base::units::Units;
 use crate::base::{Fault, Root};
 use crate::config::value::ServiceId;
-use crate::config::{self, Config, HostConfig, Mode, ServiceConfig};
+use crate::config::{self, Config, HostConfig, Mode, Profile, ServiceConfig};
 use crate::envoy::{self, Publisher};
 use crate::mesh::Local;
 use crate::plan::facts::SshSession;
@@ -108,6 +110,8 @@ pub struct Engine {
     pub(super) rules: Option<Desired>,
     /// Whether another redirector is in force as well, from which this one takes over.
     pub(super) beside_others: bool,
+    /// Who knows at which address others reach this host.
+    pub(super) addresses: Addresses,
     /// What the plan in force was made from.
     pub(super) made_from: Option<(Config, HostFacts)>,
     /// The host file as it counted last.
@@ -137,9 +141,13 @@ impl Engine {
         };
         let config = load(&root, &state);
         if purpose == Purpose::Converge {
-            preflight::capabilities(!facts::runs_systemd(&root, &config.host))?;
+            let systemd = facts::runs_systemd(&root, &config.host);
+            let captures =
+                |service: &ServiceConfig| service.enabled && service.capture.mode == Mode::Transparent;
+            preflight::capabilities(!systemd, systemd || config.services.iter().any(captures))?;
         }
         let adapters = Adapters::choose(&root, &config.host, purpose).await?;
+        let addresses = Addresses::new(&config.host, adapters.drive.consul().as_ref());
         let publisher = Publisher::new(root.clone());
         let names = Names::new(root.clone());
         let mut engine = Engine {
@@ -155,6 +163,7 @@ impl Engine {
             checks: Checks::default(),
             rules: None,
             beside_others: false,
+            addresses,
             made_from: None,
             host: config.host,
             asked: Asked::default(),
@@ -215,6 +224,24 @@ impl Engine {
         [self.adapters.firewall.name(), self.adapters.units.name(), self.adapters.drive.name()]
     }
 
+    /// What kind of host this is.
+    pub fn profile(&self) -> Profile {
+        self.host.profile
+    }
+
+    /// Where questions about readiness are answered.
+    pub fn readiness(&self) -> Option<SocketAddr> {
+        self.host.readiness.listen
+    }
+
+    /// What is lost because nothing can be redirected here; `None` where something can.
+    pub fn not_redirected(&self) -> Option<&'static str> {
+        (!self.adapters.redirects).then_some(
+            "this container lacks CAP_NET_ADMIN: only explicit upstreams on loopback are in the mesh, everything else \
+             that the app dials goes in the clear, and its own port answers whoever reaches it",
+        )
+    }
+
     /// Works out what should be true now.
     ///
     /// # Errors
@@ -227,7 +254,9 @@ impl Engine {
         {
             return Err(fault.clone());
         }
+        self.follow_addresses(&config.host);
         self.host = config.host.clone();
+        self.ask_for_address().await;
         let drive = &mut self.adapters.drive;
         drive.follow(&self.root, &config.host).await?;
         if self.purpose == Purpose::Converge {
@@ -243,6 +272,7 @@ impl Engine {
         facts.merged = merged(drive, &config).await;
         let Asked { force, ssh_sessions } = std::mem::take(&mut self.asked);
         facts.force = force;
+        facts.default_source = self.state.address.or(facts.default_source);
         facts.ssh_sessions.extend(ssh_sessions);
         let plan = plan::plan(&config, &facts);
         self.state.ssh =
@@ -252,6 +282,7 @@ impl Engine {
         drive.check_rights(&plan).await;
         let (login, mut of_mesh) = (drive.login_fault(), drive.warnings());
         of_mesh.extend(health::unheeded(drive.membership.as_ref(), &config));
+        of_mesh.extend(self.addresses.warning());
         Ok(Intent { config, plan, view, unseen, login, of_mesh })
     }
 
@@ -272,7 +303,10 @@ impl Engine {
 
     /// Waits until the mesh, or what Consul has of this host, may have changed.
     pub async fn mesh_changed(&self) -> News {
-        self.adapters.drive.changed().await
+        tokio::select! {
+            news = self.adapters.drive.changed() => news,
+            () = self.addresses.due() => News::Address,
+        }
     }
 
     /// Makes `intent` true.
@@ -331,6 +365,7 @@ impl Engine {
             keep(&mut faults, self.remove_needless_rules(&plan).await);
             faults.extend(self.remove_namespaces(Some(&plan)).await);
         }
+        keep(&mut faults, self.write_upstreams(&plan));
         self.retire_sessions(&plan).await;
         self.remember(&config, &plan);
         self.state.mesh = Some(view);
@@ -457,6 +492,7 @@ pub async fn look(root: &Root) -> Result<Intent, Fault> {
     };
     let (login, mut of_mesh) = (drive.login_fault(), drive.warnings());
     of_mesh.extend(health::unheeded(drive.membership.as_ref(), &config));
+    facts.default_source = config.host.address.ip.or(state.address).or(facts.default_source);
     facts.merged = merged(&drive, &config).await;
     facts.xds = drive.xds;
     let plan = plan::plan(&config, &facts);
@@ -517,7 +553,9 @@ pub(super) fn read(root: &Root, state: &State) -> Config {
     let in_force = |id: &ServiceId, file: &Path| {
         state.services.get(id).is_some_and(|service| ServiceConfig::from(service).source == file)
     };
-    let mut config = config::load_beside(root, &|name| std::env::var(name).ok(), &in_force);
+    let env = |name: &str| std::env::var(name).ok();
+    let mut config = config::load_beside(root, &env, &in_force);
+    facts::settle(root, &mut config, &env);
     if let (false, Some(host)) = (config.host_ok, &state.host) {
         config.host = host.clone();
     }

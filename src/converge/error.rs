@@ -1,5 +1,7 @@
 //! What converging and the daemon can run into, beyond the faults of the rooms below.
 
+use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -99,7 +101,7 @@ pub enum ConvergeError {
         /// The folder.
         path: PathBuf,
         /// The system's answer.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The control socket cannot be made.
     #[error("cannot listen on {}", socket.display())]
@@ -107,7 +109,7 @@ pub enum ConvergeError {
         /// The socket.
         socket: PathBuf,
         /// The system's answer.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// Somebody else redirects traffic on this host.
     #[error("{owner} redirects traffic on this host as well ({place})")]
@@ -136,6 +138,38 @@ pub enum ConvergeError {
     Capabilities {
         /// Their names.
         missing: String,
+    },
+    /// Consul was not told in time that this host is gone.
+    #[error(
+        "Consul was not told within {limit:?} that this host is gone: its registrations stay until somebody removes them"
+    )]
+    NotGone {
+        /// The time it had.
+        limit: Duration,
+    },
+    /// The environment asks for a log that there is not.
+    #[error("{variable} is {text:?}, which is none of auto, json and text")]
+    LogFormat {
+        /// The variable.
+        variable: &'static str,
+        /// Its value.
+        text: String,
+    },
+    /// The readiness endpoint cannot listen.
+    #[error("cannot listen on {listen} for questions about readiness")]
+    Readiness {
+        /// The address.
+        listen: SocketAddr,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A service is to be captured where nothing can be redirected (a warning).
+    #[error(
+        "service `{id}` is not captured: without CAP_NET_ADMIN only its explicit upstreams are in the mesh"
+    )]
+    NotRedirected {
+        /// The service.
+        id: ServiceId,
     },
     /// A flow that cannot be explained because it is not one.
     #[error("{what}")]
@@ -184,6 +218,10 @@ impl Explain for ConvergeError {
             ConvergeError::ForeignRedirector { .. } => "ENM-D012",
             ConvergeError::Stranger { .. } => "ENM-D013",
             ConvergeError::Capabilities { .. } => "ENM-D014",
+            ConvergeError::NotRedirected { .. } => "ENM-D110",
+            ConvergeError::NotGone { .. } => "ENM-D111",
+            ConvergeError::Readiness { .. } => "ENM-D112",
+            ConvergeError::LogFormat { .. } => "ENM-D113",
             ConvergeError::Watches { .. } => "ENM-D015",
             ConvergeError::NoFlow { .. } => "ENM-D016",
             ConvergeError::NoReports { .. } => "ENM-D035",
@@ -233,7 +271,23 @@ impl Explain for ConvergeError {
                 format!("two redirectors take each other's traffic; `enmesh migrate` takes over from it; or remove it by hand: {removal}")
             }
             ConvergeError::Capabilities { .. } => {
-                "run it as root, or give the container these capabilities; `enmesh check`, `render` and `status` need none".to_owned()
+                "run it as root, or give the container these capabilities; `capture.mode = \"direct\"` does without CAP_NET_ADMIN; \
+                 `enmesh check`, `render` and `status` need none"
+                    .to_owned()
+            }
+            ConvergeError::NotGone { .. } => {
+                "Consul's `PUT /v1/catalog/deregister` with the node's name takes them out; nobody is led there meanwhile \
+                 where others find that nothing answers"
+                    .to_owned()
+            }
+            ConvergeError::LogFormat { variable, .. } => format!("correct or unset {variable}"),
+            ConvergeError::Readiness { .. } => {
+                "choose another address or port in `readiness.listen` (ENMESH_READINESS_LISTEN)".to_owned()
+            }
+            ConvergeError::NotRedirected { .. } => {
+                "let the app dial the addresses in the upstreams file, and listen on 127.0.0.1 only; or give the container \
+                 CAP_NET_ADMIN, which takes a confidential group; `capture.mode = \"direct\"` says that this is meant"
+                    .to_owned()
             }
             ConvergeError::NoFlow { instead, .. } => (*instead).to_owned(),
             ConvergeError::Differs { .. } => {
@@ -255,12 +309,14 @@ impl Explain for ConvergeError {
         match self {
             ConvergeError::NewerState { .. }
             | ConvergeError::NoService { .. }
+            | ConvergeError::LogFormat { .. }
             | ConvergeError::NoReports { .. } => Class::Config,
             ConvergeError::Locked { .. }
             | ConvergeError::NotAsked { .. }
             | ConvergeError::NotLoggedIn { .. }
             | ConvergeError::NoDaemon { .. } => Class::Unavailable,
             ConvergeError::Capabilities { .. } => Class::Privilege,
+            ConvergeError::Readiness { .. } => Class::Unavailable,
             ConvergeError::NoFlow { .. } => Class::Usage,
             _ => Class::Failed,
         }

@@ -5,17 +5,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::error::ConvergeError;
+use super::preflight;
 use super::ssh;
 use super::state::State;
 use crate::base::{Fault, Root, files};
 use crate::config::value::{Scope, UserSpec};
-use crate::config::{Config, ControlPlane, HostConfig, Profile};
+use crate::config::{Config, ControlPlane, DnsMode, HostConfig, Mode, Profile};
 use crate::envoy;
 use crate::netns::{self, Sockets};
 use crate::plan::facts::{HostFacts, User};
 use crate::plan::{LINK_PREFIX, MeshView};
 use crate::systemd::Systemd;
 use crate::systemd::scope::UnitUser;
+
+/// A variable that Service Fabric, which runs the container groups of Azure, sets in each container.
+const AZURE: &str = "Fabric_NodeIPOrFQDN";
 
 /// A `passwd` or `services` file larger than this is not read.
 const LIMIT: u64 = 16 << 20;
@@ -75,6 +79,43 @@ pub fn is_static(root: &Root, host: &HostConfig) -> bool {
         ControlPlane::Auto => root.join(&host.static_mesh.peers).exists(),
         ControlPlane::Consul | ControlPlane::Catalog => false,
     }
+}
+
+/// Settles what the host file leaves open and only the host tells: whether it is a container group of Azure, and what
+/// can be done in one. A service that cannot be captured there keeps its explicit upstreams, and a warning says so.
+pub fn settle(root: &Root, config: &mut Config, env: &dyn Fn(&str) -> Option<String>) {
+    if !root.is_host() && config.host.profile == Profile::Auto {
+        // A tree of files does not tell what will run it; most are of machines.
+        return;
+    }
+    let systemd = runs_systemd(root, &config.host);
+    if config.host.profile == Profile::Auto {
+        config.host.profile = match (systemd, env(AZURE)) {
+            (true, _) => Profile::Host,
+            (false, Some(_)) => Profile::Aci,
+            (false, None) => Profile::Container,
+        };
+    }
+    config.host.settle(systemd);
+    if !systemd && root.is_host() {
+        // There is no systemd-resolved to tell, and nobody would ask our resolver.
+        let unled = config.services.iter_mut().filter(|service| service.capture.dns == DnsMode::Resolved);
+        unled.for_each(|service| service.capture.dns = DnsMode::Redirect);
+    }
+    if !is_reduced(&config.host) {
+        return;
+    }
+    for service in config.services.iter_mut().filter(|it| it.capture.mode == Mode::Transparent) {
+        service.capture.mode = Mode::Direct;
+        let id = service.id();
+        config.warnings.push(Fault::from(ConvergeError::NotRedirected { id: id.clone() }).of_service(id));
+    }
+}
+
+/// Whether nothing can be redirected here, which is how a container group of Azure is unless it is a confidential one.
+/// Elsewhere that is an error: whoever starts a container can give it the capability.
+pub fn is_reduced(host: &HostConfig) -> bool {
+    host.profile == Profile::Aci && !preflight::may_redirect()
 }
 
 /// Whether systemd runs what runs here: asked of the configuration first, then of the tree.

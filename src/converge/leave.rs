@@ -1,17 +1,25 @@
 //! Taking services out of the mesh, and leaving the host.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use futures_util::future::join_all;
+use tokio::time::timeout;
 
 use super::engine::{Engine, Outcome, keep, load};
 use super::error::ConvergeError;
+use super::membership::ConsulStatus;
 use super::sidecar::Phase;
 use crate::base::Fault;
 use crate::config::ServiceConfig;
 use crate::config::value::ServiceId;
+use crate::consul::Key;
 use crate::plan::Plan;
 use crate::redirect::Desired;
+
+/// What Consul has to be told the end in. Whoever stops a container waits for ten seconds as a rule, and does not wait
+/// for a Consul that is away.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 impl Engine {
     /// Ends sidecars that the plan does not know: drained when the plan in force knew them.
@@ -140,6 +148,56 @@ impl Engine {
         Ok(())
     }
 
+    /// Whether the end of this process is the end of this host in the mesh.
+    pub fn leaves(&self) -> bool {
+        self.host.leaves(self.adapters.systemd.is_some())
+    }
+
+    /// Leaves the mesh because this container ends: others are told, and get the time to hear of it while everything
+    /// still works; then inbound connections drain and the sidecars end, and what stands for this host in Consul goes.
+    /// The rules stay with no sidecar live: an app that ends after us sends nothing in the clear, and the kernel
+    /// takes them back with the network namespace.
+    pub async fn leave(&mut self) -> Outcome {
+        let keys: BTreeSet<Key> = self.state.registered.clone();
+        let departure = match &mut self.adapters.drive.membership {
+            Some(membership) => membership.departure(&keys).await,
+            None => None,
+        };
+        let hears = |status: ConsulStatus| status.fault.is_none();
+        let mut faults = Vec::new();
+        if !keys.is_empty() && self.consul().is_some_and(hears) {
+            let going = keys.iter().map(|key| key.id.to_string()).collect();
+            // One that does not answer by then tells nobody either.
+            faults.extend(timeout(FAREWELL, self.announce_end(&going)).await.unwrap_or_default());
+            tokio::time::sleep(self.host.stop.grace.0).await;
+        }
+        if let Some(plan) = self.plan.take() {
+            faults.extend(self.end_sidecars(&plan).await);
+        }
+        let gone = async {
+            let mut faults = self.deregister(&|_| true).await;
+            keep(&mut faults, self.end_session(departure).await);
+            faults
+        };
+        match timeout(FAREWELL, gone).await {
+            Ok(more) => faults.extend(more),
+            Err(_) => faults.push(ConvergeError::NotGone { limit: FAREWELL }.into()),
+        }
+        keep(&mut faults, self.state.save(&self.root));
+        Outcome { faults }
+    }
+
+    /// Drains and ends the sidecars that enmesh itself supervises. The rules stay, with those not live.
+    async fn end_sidecars(&mut self, plan: &Plan) -> Vec<Fault> {
+        let around = self.around();
+        let ends = plan.services.values().map(|service| around.take_down(service));
+        let mut faults: Vec<Fault> = join_all(ends).await.into_iter().filter_map(Result::err).collect();
+        self.sidecars.values_mut().for_each(|status| status.phase = Phase::Stopped);
+        keep(&mut faults, self.apply_rules(plan).await);
+        faults.extend(self.open_namespaces(plan));
+        faults
+    }
+
     /// Ends what must not outlive this process: the resolver always, the sidecars where enmesh itself
     /// supervises them. The rules stay, with those sidecars not live, so the policy decides.
     pub async fn rest(&mut self) -> Outcome {
@@ -152,12 +210,7 @@ impl Engine {
                 let going = plan.services.keys().map(ToString::to_string).collect();
                 faults.extend(self.announce_end(&going).await);
             }
-            let around = self.around();
-            let ends = plan.services.values().map(|service| around.take_down(service));
-            faults.extend(join_all(ends).await.into_iter().filter_map(Result::err));
-            self.sidecars.values_mut().for_each(|status| status.phase = Phase::Stopped);
-            keep(&mut faults, self.apply_rules(&plan).await);
-            faults.extend(self.open_namespaces(&plan));
+            faults.extend(self.end_sidecars(&plan).await);
         }
         Outcome { faults }
     }

@@ -13,11 +13,11 @@ use super::facts;
 use super::session::{Session, TokenStatus};
 use crate::base::{Fault, Root};
 use crate::config::value::ServiceId;
-use crate::config::{ConsulConfig, HostConfig, RegistrationMode};
+use crate::config::{ConsulConfig, HostConfig, PlatformConfig, RegistrationMode};
 use crate::consul::xds::{self, XdsSettings};
 use crate::consul::{
     AgentChecks, AgentRegistry, CatalogRegistry, Client, ConsulError, Departure, Entry, FileRegistry, Gate,
-    Health, Key, Node, Presence, Registry, ServerFacts, Settings, Topic, check_rights, needed_rights,
+    Health, Key, Lease, Node, Presence, Registry, ServerFacts, Settings, Topic, check_rights, needed_rights,
 };
 use crate::netns;
 use crate::plan::{Ads, Plan, Xds, XdsToken};
@@ -29,8 +29,11 @@ const AT_ONCE: usize = 8;
 pub(super) struct Membership {
     root: Root,
     config: ConsulConfig,
+    platform: PlatformConfig,
     mode: RegistrationMode,
     client: Client,
+    /// What says that this host's services are its own, where nobody else does.
+    lease: Option<Rc<Lease>>,
     /// The token that the client calls with.
     pub session: Session,
     met: Option<Met>,
@@ -39,6 +42,8 @@ pub(super) struct Membership {
     told: BTreeMap<Key, Health>,
     /// How each registration is.
     registered: BTreeMap<ServiceId, Registered>,
+    /// The address at which others reach this host, where that was found out.
+    address: Option<IpAddr>,
 }
 
 /// Who answers.
@@ -102,22 +107,30 @@ impl Membership {
     /// `ENM-K001`, `ENM-K010`: the address or a file for TLS cannot be used.
     pub fn new(root: &Root, host: &HostConfig, purpose: Purpose) -> Result<Self, Fault> {
         let client = Client::new(Settings::new(&host.consul, root, &|name| std::env::var(name).ok())?)?;
+        let owner = host.platform.group.as_ref().map(|group| group.to_ascii_lowercase());
+        let owner = owner.unwrap_or_else(|| node_name(root, &host.consul));
+        let lease = (host.registration == RegistrationMode::Catalog)
+            .then(|| Rc::new(Lease::new(owner, host.platform.lease.0)));
+        let owner = lease.as_ref().map(|lease| lease.owner());
         Ok(Membership {
             root: root.clone(),
             config: host.consul.clone(),
+            platform: host.platform.clone(),
             mode: host.registration,
             presence: Presence::new(client.clone()),
-            session: Session::new(purpose, &client, &host.consul, root),
+            session: Session::new(purpose, &client, host, owner, root),
+            lease,
             client,
             met: None,
             told: BTreeMap::new(),
             registered: BTreeMap::new(),
+            address: None,
         })
     }
 
     /// Whether this is still the relation that `host` describes.
     pub fn fits(&self, host: &HostConfig) -> bool {
-        self.config == host.consul && self.mode == host.registration
+        self.config == host.consul && self.mode == host.registration && self.platform == host.platform
     }
 
     /// The client.
@@ -140,9 +153,9 @@ impl Membership {
                 let (facts, warnings) = ServerFacts::ask(&self.client).await?;
                 self.session.meet(&self.client).await;
                 let gate = Gate::of(&facts);
-                let catalog = self
-                    .runs_checks()
-                    .then(|| Rc::new(CatalogRegistry::new(self.client.clone(), gate, self.node())));
+                let catalog = self.lease.clone().map(|lease| {
+                    Rc::new(CatalogRegistry::new(self.client.clone(), gate, self.node()).with_lease(lease))
+                });
                 let registry = match &catalog {
                     Some(catalog) => Some(Rc::clone(catalog) as Rc<dyn Registry>),
                     None => self.registry(&facts),
@@ -151,6 +164,14 @@ impl Membership {
             }
         };
         Ok(&self.met.insert(met).facts)
+    }
+
+    /// Takes up that others reach this host at `address`. Who answers is met anew for the node's.
+    pub fn set_address(&mut self, address: Option<IpAddr>) {
+        if self.address != address && self.runs_checks() {
+            self.met = None;
+        }
+        self.address = address;
     }
 
     /// What is known of who answers; `None` before anybody has.
@@ -244,9 +265,19 @@ impl Membership {
         self.client.settings().token.read().ok().flatten().map(|token| token.for_xds())
     }
 
-    /// Waits until what Consul has of this host may have changed by somebody else's doing.
+    /// Waits until what Consul has of this host may have changed by somebody else's doing, or is to be
+    /// said anew.
     pub async fn changed(&self) {
-        self.presence.changed().await;
+        let lease = async {
+            match &self.lease {
+                Some(lease) => lease.due().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.presence.changed() => {}
+            () = lease => {}
+        }
     }
 
     /// Whether checks are enmesh's to run: there is no agent that would.
@@ -283,9 +314,8 @@ impl Membership {
 
     /// The node for services without an agent.
     fn node(&self) -> Node {
-        let name =
-            self.config.node.clone().unwrap_or_else(|| format!("{}-enmesh", facts::hostname(&self.root)));
-        let address = netns::default_source().unwrap_or(IpAddr::from([127, 0, 0, 1]));
+        let name = node_name(&self.root, &self.config);
+        let address = self.address.or_else(netns::default_source).unwrap_or(IpAddr::from([127, 0, 0, 1]));
         Node { name, address }
     }
 
@@ -449,4 +479,9 @@ impl Membership {
         }
         (out, faults)
     }
+}
+
+/// The name of the node for services without an agent.
+fn node_name(root: &Root, consul: &ConsulConfig) -> String {
+    consul.node.clone().unwrap_or_else(|| format!("{}-enmesh", facts::hostname(root)))
 }

@@ -5,6 +5,7 @@
 //! only a sidecar that is live gets traffic.
 
 mod adapters;
+mod address;
 pub mod between;
 mod change;
 mod diff;
@@ -19,6 +20,7 @@ pub mod facts;
 pub mod handover;
 mod health;
 mod hold;
+mod init;
 mod leave;
 mod lock;
 mod membership;
@@ -34,7 +36,9 @@ pub mod ssh;
 pub mod state;
 mod status;
 mod trial;
+mod upstreams;
 
+pub use address::{AddressStatus, SourceStatus};
 pub use change::{Change, Kind, Subject};
 pub use drive::News;
 pub use early::{Early, early};
@@ -43,10 +47,11 @@ pub use entries::check_entries;
 pub use error::ConvergeError;
 pub use health::{CheckView, Report};
 pub use hold::{held_at_boot, is_captured};
+pub use init::init;
 pub use lock::Lock;
 pub use membership::{ConsulStatus, Registered};
 pub use session::TokenStatus;
 pub use sidecar::{Phase, SidecarStatus};
 pub use state::State;
-pub use status::{NamespaceStatus, PendingStatus, Repair, ServiceStatus, Status};
+pub use status::{NamespaceStatus, PendingStatus, Repair, ServiceStatus, Status, Unready};
 pub use trial::{TrialError, pending, told};

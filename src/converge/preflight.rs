@@ -14,15 +14,21 @@ use crate::base::{Fault, process};
 use crate::plan::Plan;
 use crate::{envoy, redirect};
 
-/// Whether this process may do what converging takes: rules and routes, files that belong to the
-/// sidecars' group, and, where enmesh runs the sidecars itself, children under another user.
+/// Whether this process may set rules and routes. Where the kernel does not tell, trying will.
+pub(super) fn may_redirect() -> bool {
+    !matches!(caps::has_cap(None, CapSet::Effective, Capability::CAP_NET_ADMIN), Ok(false))
+}
+
+/// Whether this process may do what converging takes: rules and routes where anything is `redirected`, files that
+/// belong to the sidecars' group, and, where enmesh runs the sidecars itself, children under another user.
 ///
 /// # Errors
 /// `ENM-D014` names the capabilities that are missing.
-pub(super) fn capabilities(supervises: bool) -> Result<(), ConvergeError> {
-    let always = [Capability::CAP_NET_ADMIN, Capability::CAP_CHOWN];
+pub(super) fn capabilities(supervises: bool, redirected: bool) -> Result<(), ConvergeError> {
     let children = [Capability::CAP_SETUID, Capability::CAP_SETGID, Capability::CAP_KILL];
-    let needed = always.iter().chain(children.iter().filter(|_| supervises));
+    let rules = [Capability::CAP_NET_ADMIN];
+    let needed = rules.iter().filter(|_| redirected).chain(&[Capability::CAP_CHOWN]);
+    let needed = needed.chain(children.iter().filter(|_| supervises));
     // Where the kernel does not tell, trying will.
     let lacks =
         |capability: &&Capability| matches!(caps::has_cap(None, CapSet::Effective, **capability), Ok(false));

@@ -40,6 +40,9 @@ impl Engine {
 
     /// Whether the rules in force are those that a script has set. They stay that script's.
     fn are_by_hand(&self) -> Result<bool, Fault> {
+        if !self.adapters.redirects {
+            return Ok(false);
+        }
         let by_hand = |(_, mark): &(&str, _)| redirect::is_by_hand(mark);
         Ok(self.rules.is_none() && redirect::in_force()?.iter().any(by_hand))
     }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
@@ -16,9 +17,10 @@ use super::error::ConvergeError;
 use super::sidecar::SidecarStatus;
 use crate::base::{Class, Fault, Root};
 use crate::config::value::ServiceId;
-use crate::config::{ConsulConfig, LoginConfig};
+use crate::config::{HostConfig, LoginConfig, PlatformConfig};
 use crate::consul::{Client, Departure, Login, TokenSource, whoami};
 use crate::plan::{Plan, Xds};
+use crate::platform::ManagedIdentity;
 
 /// Where the token comes from, and how it is. Without the token.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -54,7 +56,8 @@ pub(super) struct Session {
 struct Kept {
     login: Login,
     config: LoginConfig,
-    bearer: PathBuf,
+    /// The bearer token's file, where it comes from one.
+    bearer: Option<PathBuf>,
     /// Why the last try failed, and what the bearer token's file was then.
     failed: Option<(Fault, Stamp)>,
     /// Why sessions of before could not be logged out.
@@ -76,12 +79,19 @@ struct Streams {
 }
 
 impl Session {
-    /// The token of `client`, which `config` describes. Talks to nobody.
-    pub fn new(purpose: Purpose, client: &Client, config: &ConsulConfig, root: &Root) -> Self {
+    /// The token of `client`, which `host` describes, for what `owner` has. Talks to nobody.
+    pub fn new(
+        purpose: Purpose,
+        client: &Client,
+        host: &HostConfig,
+        owner: Option<&str>,
+        root: &Root,
+    ) -> Self {
+        let config = &host.consul;
         let login = config.login.as_ref().map(|login| Kept {
-            login: Login::new(client, login.clone(), root),
+            login: begin(client, login, &host.platform, owner, root),
             config: login.clone(),
-            bearer: root.join(&login.bearer_token_file),
+            bearer: login.bearer_token_file.as_ref().map(|file| root.join(file)),
             failed: None,
             unretired: None,
             streams: None,
@@ -160,7 +170,7 @@ impl Session {
 
     /// The file whose change may make a login succeed.
     pub fn watch_path(&self) -> Option<PathBuf> {
-        self.login.as_ref().map(|kept| kept.bearer.clone())
+        self.login.as_ref().and_then(|kept| kept.bearer.clone())
     }
 
     /// Asks Consul whose token it is, where it is not of a login.
@@ -224,7 +234,7 @@ impl Kept {
     /// Logs in where that is due. A try that was refused is repeated when it is due, or at once with
     /// another bearer token; one that reached nobody whenever it is asked for.
     async fn keep(&mut self) {
-        let stamp = stamp(&self.bearer);
+        let stamp = self.bearer.as_ref().and_then(stamp);
         let again = match &self.failed {
             None => self.login.session().is_none(),
             Some((fault, then)) => {
@@ -349,6 +359,25 @@ impl Engine {
         if let Some(membership) = &mut self.adapters.drive.membership {
             membership.session.retire(&streams, told).await;
         }
+    }
+}
+
+/// The login that `config` describes, with the bearer token from where it says.
+fn begin(
+    client: &Client,
+    config: &LoginConfig,
+    platform: &PlatformConfig,
+    owner: Option<&str>,
+    root: &Root,
+) -> Login {
+    let mut login = Login::new(client, config.clone(), root);
+    if let Some(identity) = &config.identity {
+        let env = |name: &str| std::env::var(name).ok();
+        login = login.with_bearer(Rc::new(ManagedIdentity::new(platform, identity, &env)));
+    }
+    match owner {
+        Some(owner) => login.of_owner(owner),
+        None => login,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -62,6 +63,9 @@ pub struct State {
     pub trial: Option<Pending>,
     /// The configuration that nobody confirmed: it stays out of force for as long as the files say that.
     pub refused: Option<String>,
+    /// The address of this host that counted last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
     /// SSH sessions because of which a service was refused. That one of them ends is no permission.
     pub ssh: BTreeSet<SshSession>,
 }
@@ -120,6 +124,7 @@ impl Default for State {
             forwarding_is_ours: false,
             trial: None,
             refused: None,
+            address: None,
             ssh: BTreeSet::new(),
         }
     }

@@ -6,11 +6,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
+use super::address::AddressStatus;
 use super::engine::Engine;
 use super::health::{self, CheckView};
 use super::membership::{ConsulStatus, Registered};
 use super::sidecar::Phase;
 use crate::base::Fault;
+use crate::config::{CheckStatus, Profile};
 use crate::envoy::Stream;
 use crate::health::States;
 use crate::plan::{Generation, NamespacePlan};
@@ -31,8 +33,18 @@ pub struct Status {
     pub units: &'static str,
     /// Who drives Envoy.
     pub control_plane: &'static str,
+    /// What kind of host this is, as it was configured or found.
+    pub profile: Profile,
+    /// What is lost because nothing can be redirected here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_redirected: Option<&'static str>,
+    /// Whether the daemon is on its way out.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub leaving: bool,
     /// Consul, where it has a part in this.
     pub consul: Option<ConsulStatus>,
+    /// At which address others reach this host, and who says so.
+    pub address: AddressStatus,
     /// The mesh's trust domain.
     pub trust_domain: String,
     /// The services, by id.
@@ -111,6 +123,32 @@ pub struct ServiceStatus {
     pub fault: Option<Fault>,
 }
 
+/// A reason to send nobody to this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Unready {
+    /// The service that it is about; the host, where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// The reason.
+    pub reason: String,
+}
+
+impl ServiceStatus {
+    /// Why nobody should be sent to it: its sidecar, its registration, and its checks, in this order.
+    fn unready(&self) -> Option<String> {
+        if self.phase != Phase::Live {
+            let fault = self.fault.as_ref().map(ToString::to_string);
+            return Some(fault.unwrap_or_else(|| "its sidecar is not live".to_owned()));
+        }
+        if self.registration.as_ref().is_some_and(|registration| !registration.done) {
+            return Some("Consul does not have it as it should be".to_owned());
+        }
+        let critical = |check: &&CheckView| check.status == CheckStatus::Critical;
+        let check = self.checks.values().find(critical)?;
+        Some(format!("check `{}` is critical: {}", check.name, check.output))
+    }
+}
+
 /// A network namespace of one service.
 #[derive(Debug, Clone, Serialize)]
 pub struct NamespaceStatus {
@@ -133,7 +171,10 @@ impl Status {
     pub fn update(&mut self, engine: &Engine) {
         self.version = env!("CARGO_PKG_VERSION");
         [self.driver, self.units, self.control_plane] = engine.adapters();
+        self.profile = engine.profile();
+        self.not_redirected = engine.not_redirected();
         self.consul = engine.consul();
+        self.address = engine.address();
         self.pending = engine
             .pending()
             .map(|until| PendingStatus { deadline: now() + until.left().as_millis().div_ceil(1000) as u64 });
@@ -205,6 +246,29 @@ impl Status {
     pub fn repaired(&mut self, event: DriftEvent, contested: bool) {
         self.rules_repaired += 1;
         self.last_repair = Some(Repair { at: now(), what: event.what, by: event.by, contested });
+    }
+
+    /// Why nobody should be sent here; nothing when somebody may.
+    ///
+    /// More than `ready`, which says how enmesh is: an app whose checks are critical is not to be used, whoever asks.
+    /// A fault that leaves all services working, such as a file that is in error, is no reason.
+    pub fn unready(&self) -> Vec<Unready> {
+        let of_host = |reason: &str| vec![Unready { service: None, reason: reason.to_owned() }];
+        if self.leaving {
+            return of_host("the daemon is ending");
+        }
+        if self.converged_count == 0 {
+            return of_host("the daemon has just started");
+        }
+        if self.services.is_empty() {
+            let fault = self.faults.first().map(ToString::to_string);
+            return of_host(&fault.unwrap_or_else(|| "there is no service".to_owned()));
+        }
+        let of_service = |(id, service): (&String, &ServiceStatus)| {
+            let reason = service.unready()?;
+            Some(Unready { service: Some(id.clone()), reason })
+        };
+        self.services.iter().filter_map(of_service).collect()
     }
 
     fn judge(&mut self) {

@@ -8,6 +8,8 @@ pub mod control;
 mod drift;
 pub mod log;
 mod namespaces;
+mod readiness;
+mod start;
 mod timers;
 mod watch;
 
@@ -15,11 +17,13 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{broadcast, mpsc};
 
 use crate::base::units::UnitEvent;
-use crate::base::{Explain, Fault, Root, files};
+use crate::base::{Explain, Fault, Root, files, process};
 use crate::config;
 use crate::config::value::Span;
 use crate::converge::{Asked, ConvergeError, Engine, Lock, News, Outcome, Purpose, Status, TrialError};
@@ -36,6 +40,8 @@ use watch::Watcher;
 /// The daemon cannot start at all: another one runs, the firewall or the service manager is not to
 /// be had. What goes wrong later is reported and tried again.
 pub async fn run(root: Root) -> Result<(), Fault> {
+    start::check_environment(&root)?;
+    start::shed_privileges(&root);
     if reap::is_init() {
         // The container's orphans are ours.
         tokio::task::spawn_local(reap::reap_orphans());
@@ -44,7 +50,10 @@ pub async fn run(root: Root) -> Result<(), Fault> {
     let socket = root.join(control::SOCKET);
     let (engine, faults) = Engine::open(root, Purpose::Converge).await?;
     faults.iter().for_each(log::fault);
-    let result = Daemon::new(engine)?.run().await;
+    let result = match Daemon::new(engine).await {
+        Ok(daemon) => daemon.run().await,
+        Err(fault) => Err(fault),
+    };
     // Nobody answers on it any more.
     files::remove(&socket)?;
     result
@@ -60,12 +69,14 @@ struct Daemon {
     guard: Guard,
     ends: [Signal; 2],
     hangup: Signal,
+    reopen: Signal,
 }
 
 /// What woke the daemon.
 enum Wake {
     End,
     Reload,
+    Reopen,
     Request(Request),
     Unit(UnitEvent),
     Missed,
@@ -74,6 +85,7 @@ enum Wake {
     Mesh,
     Registration,
     Login,
+    Address,
     Checks,
     Streams,
     Watchdog,
@@ -82,11 +94,14 @@ enum Wake {
 }
 
 impl Daemon {
-    fn new(engine: Engine) -> Result<Daemon, Fault> {
+    async fn new(engine: Engine) -> Result<Daemon, Fault> {
         let listener = control::listen(engine.root(), engine.control_group())?;
         let status = Rc::new(RefCell::new(Status::default()));
         let (sender, requests) = mpsc::channel(16);
         tokio::task::spawn_local(control::serve(listener, Rc::clone(&status), sender));
+        if let Some(listen) = engine.readiness() {
+            readiness::start(listen, Rc::clone(&status)).await?;
+        }
         let on = |kind| {
             signal(kind)
                 .map_err(|source| Fault::from(ConvergeError::Watch { path: "signals".into(), source }))
@@ -100,6 +115,7 @@ impl Daemon {
             guard: Guard::new(&engine),
             ends: [on(SignalKind::terminate())?, on(SignalKind::interrupt())?],
             hangup: on(SignalKind::hangup())?,
+            reopen: on(SignalKind::user_defined1())?,
             engine,
         })
     }
@@ -120,6 +136,7 @@ impl Daemon {
                     notify::status(&self.status.borrow().line());
                     notify::ready();
                 }
+                Wake::Reopen => self.reopen_logs(),
                 Wake::Request(request) => {
                     if fed(self.serve(request)).await {
                         return Ok(());
@@ -133,6 +150,12 @@ impl Daemon {
                 Wake::Login => {
                     fed(self.engine.keep_login()).await;
                     fed(self.converge()).await;
+                }
+                Wake::Address => {
+                    if fed(self.engine.ask_for_address()).await {
+                        fed(self.converge()).await;
+                    }
+                    self.status.borrow_mut().update(&self.engine);
                 }
                 Wake::Checks => fed(self.tell_checks()).await,
                 Wake::TrialOver => fed(self.take_back_if_over()).await,
@@ -148,11 +171,38 @@ impl Daemon {
                 }
             }
         }
+        self.end().await
+    }
+
+    /// What the end means depends on the host: a container's is for good.
+    async fn end(mut self) -> Result<(), Fault> {
         notify::stopping();
-        tracing::info!("stopping; the rules stay as the policy of each service says");
-        let outcome = self.engine.rest().await;
-        outcome.faults.iter().for_each(log::fault);
-        Ok(())
+        self.status.borrow_mut().leaving = true;
+        if !self.engine.leaves() {
+            tracing::info!("stopping; the rules stay as the policy of each service says");
+            self.engine.rest().await.faults.iter().for_each(log::fault);
+            return Ok(());
+        }
+        tracing::info!("leaving the mesh; the rules stay as the policy of each service says");
+        let mut faults = self.engine.leave().await.faults;
+        faults.iter().for_each(log::fault);
+        tracing::info!("gone");
+        // Who looks at the exit status wants to know whether something is left behind.
+        if faults.is_empty() { Ok(()) } else { Err(faults.swap_remove(0)) }
+    }
+
+    /// Lets the sidecars open their logs anew, which is what SIGUSR1 means to Envoy.
+    fn reopen_logs(&self) {
+        for (id, service) in &self.status.borrow().services {
+            // Looked at again: a number that is somebody else's by now must not be hit.
+            let ours = |pid: &u32| process::name_of(*pid).is_some_and(|name| name.starts_with("envoy:"));
+            let Some(pid) = service.pid.filter(ours).and_then(|pid| i32::try_from(pid).ok()) else {
+                continue;
+            };
+            if let Err(error) = kill(Pid::from_raw(pid), nix::sys::signal::Signal::SIGUSR1) {
+                tracing::warn!(service = id.as_str(), %error, "the signal did not reach the sidecar");
+            }
+        }
     }
 
     async fn wake(&mut self) -> Wake {
@@ -162,6 +212,7 @@ impl Daemon {
             _ = terminate.recv() => Wake::End,
             _ = interrupt.recv() => Wake::End,
             _ = self.hangup.recv() => Wake::Reload,
+            _ = self.reopen.recv() => Wake::Reopen,
             Some(request) = self.requests.recv() => Wake::Request(request),
             () = self.guard.due() => Wake::Drift,
             event = self.events.recv() => match event {
@@ -177,6 +228,7 @@ impl Daemon {
                 News::Mesh => Wake::Mesh,
                 News::Registration => Wake::Registration,
                 News::Login => Wake::Login,
+                News::Address => Wake::Address,
             },
             () = self.engine.checks_changed() => Wake::Checks,
             () = self.engine.trial_over() => Wake::TrialOver,

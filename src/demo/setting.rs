@@ -58,7 +58,7 @@ pub(super) fn peers(stage: &Stage, callers: &[&str]) -> String {
 
 fn host_file(host: &Host) -> String {
     format!(
-        "control_plane = \"static\"\nprofile = \"container\"\n\n\
+        "control_plane = \"static\"\nprofile = \"container\"\nstop.registration = \"keep\"\n\n\
          [envoy]\npath = {:?}\ndrain = \"1s\"\n\n[dns]\nlisten = \"{RESOLVER}\"\n",
         host.envoy()
     )

@@ -155,7 +155,7 @@ impl Host {
     /// # Errors
     /// As [`Process::start`].
     pub fn start_daemon(&self, envoy: &Path) -> Result<Process, Fault> {
-        self.start_enmesh(&["run"], envoy, false)
+        self.start_enmesh(&["run", "--log", "text"], envoy, false)
     }
 
     /// Starts another verb of enmesh on this host; its standard output is collected.

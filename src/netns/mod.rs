@@ -24,6 +24,7 @@ pub use link::{
     LOOPBACK, Link, add_address, link, link_addresses, links, lo_up, remove_link, set_up, veth_pair,
 };
 pub use namespace::{FOLDER, Identity, Namespace, block_on, mount_privately};
+pub use route::source_towards;
 pub use route::{
     ROUTE_PROTOCOL, VirtualRoute, add_default_route, add_route, ensure_virtual_route, our_virtual_routes,
     remove_virtual_route, virtual_route_state,

@@ -10,6 +10,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use futures_util::TryStreamExt;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -163,6 +164,42 @@ pub async fn add_default_route(gateway: IpAddr) -> Result<bool, Fault> {
         IpAddr::V6(_) => IpNet::V6(Ipv6Net::default()),
     };
     add_route(everywhere, Some(gateway), None).await
+}
+
+/// The address from which this host would speak to `to`; `None` where no route leads there, or one that
+/// the kernel chooses no address for. No packet is sent.
+///
+/// # Errors
+/// `ENM-N010` no netlink, `ENM-N011` the kernel refused.
+pub async fn source_towards(to: IpAddr) -> Result<Option<IpAddr>, Fault> {
+    let what = format!("look up the route to {to}");
+    let bits = if to.is_ipv4() { 32 } else { 128 };
+    let question = RouteMessageBuilder::<IpAddr>::new().destination_prefix(to, bits);
+    let Ok(question) = question.map(RouteMessageBuilder::build) else { return Ok(None) };
+    let found = talk(&what, async |handle: Handle| {
+        let answers = handle.route().get(question).execute();
+        futures_util::pin_mut!(answers);
+        match answers.try_next().await {
+            Ok(found) => Ok(found),
+            // Nothing leads there, or a route says so.
+            Err(e) if errno(&e).is_some_and(is_unreachable) => Ok(None),
+            Err(e) => Err(NetnsError::netlink(&what, &e).into()),
+        }
+    })
+    .await?;
+    let source = found.and_then(|route| {
+        route.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::PrefSource(RouteAddress::Inet(address)) => Some(IpAddr::V4(*address)),
+            RouteAttribute::PrefSource(RouteAddress::Inet6(address)) => Some(IpAddr::V6(*address)),
+            _ => None,
+        })
+    });
+    Ok(source.filter(|source| !source.is_loopback() && !source.is_unspecified()))
+}
+
+fn is_unreachable(number: i32) -> bool {
+    use nix::libc::{EACCES, EHOSTUNREACH, EINVAL, ENETUNREACH};
+    [ENETUNREACH, EHOSTUNREACH, EACCES, EINVAL].contains(&number)
 }
 
 async fn add(message: RouteMessage, what: &str) -> Result<bool, Fault> {

@@ -16,6 +16,7 @@ use super::facts::User;
 use super::namespace::{self, seen_from_host};
 use super::problem::PlanError;
 use super::registration::{registration, set_outbound_port};
+use super::reserved;
 use super::told::{COLLECTOR, Told};
 use super::{
     Allocations, DnsPlan, ExplicitUpstream, Generation, HostFacts, InboundPorts, Instance, MeshView,
@@ -102,15 +103,19 @@ impl<'a> Builder<'a> {
             mesh: facts.mesh.clone(),
             wanted: services.iter().map(ServiceConfig::id).collect(),
             namespace_names: services.iter().filter_map(namespace_name).collect(),
-            apps: services.iter().flat_map(|service| claimed(service, facts)).collect(),
+            apps: services
+                .iter()
+                .flat_map(|service| claimed(service, facts))
+                .chain(own_port(&config.host))
+                .collect(),
             listens: BTreeMap::new(),
             services: BTreeMap::new(),
             captures: Captures::default(),
             namespaces: BTreeMap::new(),
             dns_modes: BTreeMap::new(),
             dns_inside: BTreeMap::new(),
-            errors: Vec::new(),
-            warnings: Vec::new(),
+            errors: reserved::errors(&config.host),
+            warnings: reserved::warnings(config),
         }
     }
 
@@ -163,7 +168,7 @@ impl<'a> Builder<'a> {
         let mut inside = Captures::default();
         if transparent {
             let ports = (outbound, inbound);
-            let open = told.open_ports();
+            let open = told.open_ports().into_iter().chain(own_port(self.host)).collect();
             let captures = if namespace.is_some() { &mut inside } else { &mut self.captures };
             captures.add(service, ports, &open, user.uid, self.facts, &mut self.warnings)?;
         }
@@ -463,6 +468,11 @@ fn namespace_name(service: &ServiceConfig) -> Option<String> {
         Scope::Netns(name) => Some(name.clone()),
         Scope::Host | Scope::User(_) | Scope::Unit(_) => None,
     }
+}
+
+/// The port that enmesh itself answers at.
+fn own_port(host: &HostConfig) -> Option<u16> {
+    host.readiness.listen.map(|listen| listen.port())
 }
 
 /// Ports that `service` takes by itself: no sidecar is given one of those.

@@ -15,6 +15,7 @@ mod namespace;
 mod policy;
 mod problem;
 mod registration;
+mod reserved;
 mod service;
 mod ssh;
 #[cfg(test)]

@@ -16,6 +16,22 @@ pub enum PlanError {
         /// As configured.
         user: UserSpec,
     },
+    /// A range has ports that the platform reserves.
+    #[error("`{key}` has port {port}, which Azure Container Instances reserves for itself")]
+    ReservedPorts {
+        /// The key of the host file.
+        key: &'static str,
+        /// The first such port.
+        port: u16,
+    },
+    /// A service wants a port that the platform reserves (a warning).
+    #[error("service `{id}`: Azure Container Instances reserves port {port} for itself")]
+    ReservedPort {
+        /// The service.
+        id: ServiceId,
+        /// The port.
+        port: u16,
+    },
     /// A user of a service file does not exist.
     #[error("service `{id}`: the user `{user}` of `{field}` does not exist on this host")]
     NoUser {
@@ -227,6 +243,8 @@ impl Explain for PlanError {
             PlanError::PortsUsedUp { .. } => "ENM-P008",
             PlanError::VirtualIpsUsedUp { .. } => "ENM-P009",
             PlanError::KeptLastGood { .. } => "ENM-P011",
+            PlanError::ReservedPorts { .. } => "ENM-P070",
+            PlanError::ReservedPort { .. } => "ENM-P071",
             PlanError::PortBypassed { .. } => "ENM-P012",
             PlanError::FailsOpen { .. } => "ENM-P013",
             PlanError::TokenInFile { .. } => "ENM-P014",
@@ -246,6 +264,10 @@ impl Explain for PlanError {
             PlanError::NoSidecarUser { user } => format!(
                 "create it (`useradd --system --no-create-home --shell /usr/sbin/nologin {user}`, or install the package, which does), or set [envoy] user"
             ),
+            PlanError::ReservedPorts { .. } => {
+                "nobody outside the group would reach it; leave the key out, or stay within 15000 to 15099".to_owned()
+            }
+            PlanError::ReservedPort { .. } => "let the app use another port; 8080 is free".to_owned(),
             PlanError::NoUser { user, .. } => {
                 format!("create the user `{user}` first, or correct the name; `getent passwd {user}` must find it")
             }

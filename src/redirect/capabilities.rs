@@ -168,7 +168,8 @@ const TRIALS: [Trial; 9] = [
         false,
         "with `dns = \"redirect\"` an application and the resolver that use one source port would get each other's answers, \
          so the rules for names are refused",
-        "add chain inet T c { type filter hook output priority -300 ; }\nadd rule inet T c udp dport 53 ct zone set 53\n",
+        "add chain inet T c { type filter hook output priority -300 ; }\nadd rule inet T c udp dport 53 ct zone set 53\n\
+         add rule inet T c udp dport 53 ct original zone set 54\n",
     ),
     (
         "tracing of packets",

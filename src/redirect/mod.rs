@@ -19,6 +19,7 @@ mod hostile;
 mod iptables;
 mod kernel_tables;
 mod nftables;
+mod none;
 mod recorded;
 mod ruleset;
 pub mod takeover;
@@ -37,6 +38,7 @@ pub use foreign::{Foreign, foreign};
 pub use iptables::{Flavour, Iptables};
 pub use nftables::Nftables;
 pub use nftables::border::{Border, Crossings};
+pub use none::NoRules;
 pub use recorded::{Call, Recorded};
 pub use ruleset::{ALWAYS_BYPASSED, DRAIN_MARK, GENERATION_MARK, TABLE};
 pub use watch::{Drift, DriftEvent, OwnCommits};
@@ -129,7 +131,7 @@ pub struct Observed {
 /// Calls are synchronous and bounded in time; they act on the network namespace of the calling
 /// thread.
 pub trait Firewall {
-    /// Which driver this is: `nftables`, `iptables`, or `recorded`.
+    /// Which driver this is: `nftables`, `iptables`, `none`, or `recorded`.
     fn name(&self) -> &'static str;
 
     /// Compares the kernel's rules with `desired`.

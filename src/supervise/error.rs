@@ -32,6 +32,12 @@ pub enum SuperviseError {
         /// The system's answer.
         source: io::Error,
     },
+    /// Privileges that are not needed could not be given up (a warning).
+    #[error("privileges that are not needed could not be given up: {why}")]
+    Privileges {
+        /// What the kernel said.
+        why: String,
+    },
     /// Not even SIGKILL ended it.
     #[error("the sidecar of `{instance}` does not end")]
     Stuck {
@@ -47,6 +53,7 @@ impl Explain for SuperviseError {
             SuperviseError::Ended { .. } => "ENM-V002",
             SuperviseError::Watch { .. } => "ENM-V003",
             SuperviseError::Stuck { .. } => "ENM-V004",
+            SuperviseError::Privileges { .. } => "ENM-V005",
         }
     }
 
@@ -60,6 +67,9 @@ impl Explain for SuperviseError {
                 "install Envoy, or say where it is with `path` in the section [envoy]".to_owned()
             }
             SuperviseError::Ended { .. } => "Envoy's own words stand in this log, just above".to_owned(),
+            SuperviseError::Privileges { .. } => {
+                "start the container with no more than it needs: `docs/containers.md` has the list".to_owned()
+            }
             SuperviseError::Watch { .. } => "this needs Linux 5.3 (pidfd_open)".to_owned(),
             SuperviseError::Stuck { .. } => {
                 "a process in state D (`ps -o pid,stat,wchan`) waits for a device; it ends when that answers".to_owned()
@@ -74,7 +84,9 @@ impl Explain for SuperviseError {
                 _ => Class::Unavailable,
             },
             SuperviseError::Watch { .. } => Class::Unavailable,
-            SuperviseError::Ended { .. } | SuperviseError::Stuck { .. } => Class::Failed,
+            SuperviseError::Ended { .. }
+            | SuperviseError::Stuck { .. }
+            | SuperviseError::Privileges { .. } => Class::Failed,
         }
     }
 }

@@ -8,6 +8,7 @@
 pub mod error;
 mod keeper;
 mod leftover;
+pub mod privilege;
 mod process;
 pub mod reap;
 pub mod recorded;

@@ -5,12 +5,13 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::far::Far;
 use crate::machine::{Machine, enable, put};
 use crate::takeover::assert_nothing_left;
 
 const HOST_FILE: &str = "control_plane = \"static\"\n\n[envoy]\ndrain = \"1s\"\n";
-/// Both may call both.
-const PEERS: &str = "[[service]]\nname = \"api\"\nallow = [\"billing\"]\n\n[[service]]\nname = \"billing\"\nallow = [\"api\"]\n";
+/// All may call all.
+const PEERS: &str = "[[service]]\nname = \"api\"\nallow = [\"billing\", \"far\"]\n\n[[service]]\nname = \"billing\"\nallow = [\"api\", \"far\"]\n";
 const SERVICES: [&str; 2] = ["api", "billing"];
 /// The border's table.
 const BORDER: [&str; 5] = ["nft", "list", "table", "inet", "enmesh_border"];
@@ -18,7 +19,7 @@ const BORDER: [&str; 5] = ["nft", "list", "table", "inet", "enmesh_border"];
 /// Two applications under one user and on one port.
 fn lay_out(tree: &Path) {
     put(tree, "/etc/enmesh/enmesh.toml", HOST_FILE);
-    put(tree, "/etc/enmesh/peers.toml", PEERS);
+    put(tree, "/etc/enmesh/peers.toml", PEERS.to_owned() + &Far::as_peer("\"api\", \"billing\""));
     let drop_in = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/enmesh-namespaces.conf");
     let drop_in = std::fs::read(drop_in).unwrap();
     put(tree, "/etc/systemd/system/enmesh.service.d/namespaces.conf", drop_in);
@@ -90,6 +91,22 @@ fn all_in_place(machine: &Machine) {
     assert_eq!(machine.rules(), None, "nothing is captured in the host's own network");
 }
 
+/// Each calls a third host, which calls each.
+fn with_a_third_host(machine: &Machine) {
+    let far = Far::start(machine, &[("api", 21_000), ("billing", 21_001)]);
+    for (number, name) in (0..).zip(SERVICES) {
+        let outwards = || call(machine, name, "far").filter(|heard| heard == "far").map(drop);
+        machine.until(&format!("{name} hears from the third host"), outwards);
+        let inwards = || far.hears(number).filter(|heard| heard == name).map(drop);
+        machine.until(&format!("the third host hears from {name}"), || {
+            inwards().or_else(|| {
+                println!("{}", far.log());
+                None
+            })
+        });
+    }
+}
+
 /// The daemon's own sandbox is not for it: that is said, and neither application nor sidecar runs elsewhere instead.
 fn without_the_drop_in_it_is_said(machine: &Machine) {
     let kept = "/etc/systemd/system/enmesh.service.d/namespaces.conf";
@@ -121,12 +138,14 @@ fn two_services_under_one_user() {
     machine.must(&["systemctl", "enable", "--quiet", "api-app", "billing-app"]);
     machine.run(&["enmesh", "apply"]);
     all_in_place(&machine);
+    with_a_third_host(&machine);
 
     a_running_application_is_told_of(&machine);
     enmesh_comes_and_goes(&machine);
     without_its_namespace_an_application_does_not_start(&machine);
     machine.reboot();
     all_in_place(&machine);
+    with_a_third_host(&machine);
     the_end(&machine);
 }
 

@@ -14,12 +14,15 @@ mod host_bed;
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use enmesh::base::exec;
-use host_bed::{Bed, ENVOY_USER, HOST_FILE, LIMIT, STATE_FILE, WEB, WEB_FILE, until};
+use host_bed::{Bed, ENVOY_USER, HOST_FILE, LIMIT, STATE_FILE, Said, WEB, WEB_FILE, until};
 use serde_json::Value;
 
 const TABLES: [&str; 2] = ["list", "ruleset"];
@@ -176,7 +179,33 @@ fn what_is_wrong_is_found_each_in_its_place() {
     state.set_modified(SystemTime::now() + Duration::from_secs(3600)).unwrap();
     expect(&bed, "time", "ENM-D073");
     state.set_modified(SystemTime::now()).unwrap();
-    // Nobody who repairs, and rules that are gone.
+    // A clock that is not set yet is worth a word and no more.
+    let timesync = bed.path("/run/systemd/timesync");
+    fs::create_dir_all(&timesync).unwrap();
+    let said = bed.run(&["doctor", "--json"]);
+    let warned = |said: &Said| said.json()["examined"].to_string().contains("ENM-D074");
+    assert!(said.code == Some(0) && warned(&said), "{said:?}");
+    File::create(timesync.join("synchronized")).unwrap();
+    let said = bed.run(&["doctor", "--json"]);
+    assert!(said.code == Some(0) && !warned(&said), "{said:?}");
+    // Rules that somebody takes away as often as they are repaired.
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let spoil = || {
+            while !stop.load(Ordering::Relaxed) {
+                let _ = bed.nft(&["flush", "chain", "inet", "enmesh", "out"], "");
+            }
+        };
+        scope.spawn(spoil);
+        let seen = catch_unwind(AssertUnwindSafe(|| expect(&bed, "rules", "ENM-D071")));
+        stop.store(true, Ordering::Relaxed);
+        seen.unwrap_or_else(|panic| resume_unwind(panic));
+    });
+    until("repaired rules", LIMIT, || {
+        if doctor(&bed).0 == Some(0) { Ok(()) } else { Err(format!("{:?}", doctor(&bed))) }
+    })
+    .unwrap();
+    // Nobody who repairs.
     bed.kill_daemon();
     expect(&bed, "units", "ENM-D005");
     // No Envoy.

@@ -49,7 +49,13 @@ pub async fn with_policy(agent: &Agent, operator: &Client, name: &str, rules: &s
 
 /// The blocks of `docs/acl.md` in `language`, in their order.
 pub fn blocks(language: &str) -> Vec<String> {
-    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/acl.md")).unwrap();
+    blocks_of("acl.md", language)
+}
+
+/// The blocks of a page of `docs` in `language`, in their order.
+pub fn blocks_of(page: &str, language: &str) -> Vec<String> {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(page);
+    let page = fs::read_to_string(page).unwrap();
     let opening = format!("```{language}\n");
     let blocks = page.split(&opening).skip(1).map(|rest| rest.split("```").next().unwrap().to_owned());
     blocks.collect()
@@ -73,6 +79,16 @@ impl Issuer {
 
     pub fn public_key(&self) -> String {
         self.0.public_key_pem()
+    }
+
+    /// The public key as a key set (RFC 7517; RFC 7518, 6.2): the two coordinates of a point, without the
+    /// byte that says that there are two.
+    pub fn key_set(&self) -> Value {
+        let point = self.0.public_key_raw();
+        let part = |bytes: &[u8]| BASE64_URL_SAFE_NO_PAD.encode(bytes);
+        json!({ "keys": [{
+            "kty": "EC", "crv": "P-256", "use": "sig", "kid": "1", "x": part(&point[1..33]), "y": part(&point[33..65]),
+        }] })
     }
 
     /// A JWT (RFC 7519) with `claims`, signed with ES256 (RFC 7518, 3.4).

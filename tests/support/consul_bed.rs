@@ -72,8 +72,11 @@ impl Agent {
         let definitions = self.folder.path().join("etc/consul.d");
         fs::create_dir_all(&definitions).unwrap();
         let log = File::create(self.folder.path().join("log")).unwrap();
+        // Where others than this namespace's own call it, it answers at every address.
+        let client = self.settings.get("client_addr").and_then(Value::as_str).unwrap_or("127.0.0.1");
         let child = Command::new(program())
-            .args(["agent", "-dev", "-bind=127.0.0.1", "-client=127.0.0.1"])
+            .args(["agent", "-dev", "-bind=127.0.0.1"])
+            .arg(format!("-client={client}"))
             .arg(format!("-config-file={}", file.display()))
             .arg(format!("-config-dir={}", definitions.display()))
             .env_clear()

@@ -136,7 +136,7 @@ impl Bed {
     /// The host file, with `more` at its end.
     pub fn host_file(&self, more: &str) -> String {
         format!(
-            "control_plane = \"static\"\nprofile = \"container\"\n\n[envoy]\npath = {:?}\ndrain = \"1s\"\n{more}",
+            "control_plane = \"static\"\nprofile = \"container\"\nstop.registration = \"keep\"\n\n[envoy]\npath = {:?}\ndrain = \"1s\"\n{more}",
             self.envoy()
         )
     }
@@ -168,7 +168,13 @@ impl Bed {
     /// A command that is not run yet.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(enmesh());
-        command.args(arguments).arg("--root").arg(self.root.path()).env_clear().current_dir("/");
+        command
+            .args(arguments)
+            .arg("--root")
+            .arg(self.root.path())
+            .env_clear()
+            .env("ENMESH_LOG", "text")
+            .current_dir("/");
         command
     }
 
@@ -197,7 +203,17 @@ impl Bed {
     pub fn start_as_init(&mut self) -> u32 {
         let log = File::options().create(true).append(true).open(self.log_file()).unwrap();
         let mut command = Command::new("/usr/bin/unshare");
-        command.args(["--pid", "--fork", "--mount-proc", "--kill-child", enmesh(), "run", "--root"]);
+        command.args([
+            "--pid",
+            "--fork",
+            "--mount-proc",
+            "--kill-child",
+            enmesh(),
+            "run",
+            "--log",
+            "text",
+            "--root",
+        ]);
         command.arg(self.root.path());
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).process_group(0);
         let outer = self.namespace.run(|| command.spawn().unwrap()).unwrap();

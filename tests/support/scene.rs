@@ -64,7 +64,7 @@ impl Scene {
             host.write("/etc/passwd", &passwd).unwrap();
             host.write("/etc/enmesh/peers.toml", &peers(host, &stage)).unwrap();
             let host_file = format!(
-                "{host_file}control_plane = \"static\"\nprofile = \"container\"\n\n[envoy]\npath = {:?}\ndrain = \"1s\"\n",
+                "{host_file}control_plane = \"static\"\nprofile = \"container\"\nstop.registration = \"keep\"\n\n[envoy]\npath = {:?}\ndrain = \"1s\"\n",
                 host.envoy()
             );
             host.write("/etc/enmesh/enmesh.toml", &host_file).unwrap();

@@ -269,7 +269,7 @@ impl Annotations<'_> {
 }
 
 /// `NAME[.NAMESPACE]:PORT[:DATACENTER]` or `prepared_query:NAME:PORT`.
-fn upstream(item: &str) -> Result<Upstream, String> {
+pub(in crate::config) fn upstream(item: &str) -> Result<Upstream, String> {
     let say = |error: ValueError| error.to_string();
     let parts: Vec<&str> = item.split(':').map(str::trim).collect();
     let (prepared_query, name, port, datacenter) = match parts.as_slice() {

@@ -8,6 +8,8 @@ mod annotations;
 mod checks;
 mod plain;
 
+pub(super) use annotations::upstream;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

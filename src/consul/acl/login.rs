@@ -6,22 +6,26 @@
 //! others.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use rand::Rng;
 use serde_json::json;
 use tokio::time::Instant;
 
+use super::bearer::BearerFile;
 use super::refusal::cause;
 use super::session::{Session, Store};
-use crate::base::{Root, files};
+use crate::base::Root;
+use crate::base::bearer::Bearer;
 use crate::config::LoginConfig;
+use crate::consul::lease::OWNER;
 use crate::consul::{Client, ConsulError, Query, SessionToken, TokenSource};
 
 /// Where sessions are kept over a restart of the daemon.
 const SESSIONS: &str = "/run/enmesh/consul-token.json";
-/// Largest bearer token, in bytes. Those of cloud identities have 1 to 4 kB, with many groups 16.
-const BEARER_LIMIT: u64 = 64 << 10;
 /// The pause after a login that failed; it doubles up to the last one, and half of it is chance.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// How often the clock on the wall is looked at while waiting: it runs on while a VM is paused.
@@ -35,8 +39,10 @@ pub struct Login {
     client: Client,
     token: SessionToken,
     config: LoginConfig,
+    bearer: Rc<dyn Bearer>,
+    /// What goes into the token's description: the configured, and whose it is.
+    meta: BTreeMap<String, String>,
     store: Store,
-    root: Root,
     state: RefCell<State>,
 }
 
@@ -71,11 +77,32 @@ impl Login {
             anonymous: client.with_token(TokenSource::Anonymous),
             client: client.with_token(TokenSource::Login(token.clone())),
             token,
+            bearer: Rc::new(BearerFile::new(root, config.bearer_token_file.as_deref())),
+            meta: config.meta.clone(),
             config,
             store: Store::new(root.join(SESSIONS), purpose),
-            root: root.clone(),
             state: RefCell::default(),
         }
+    }
+
+    /// The same, with the bearer token from elsewhere than a file.
+    #[must_use]
+    pub fn with_bearer(self, bearer: Rc<dyn Bearer>) -> Self {
+        Login { bearer, ..self }
+    }
+
+    /// The same, for what `owner` has: his tokens are found by this when he is gone.
+    #[must_use]
+    pub fn of_owner(mut self, owner: &str) -> Self {
+        self.meta.insert(OWNER.to_owned(), owner.to_owned());
+        self
+    }
+
+    /// The same, keeping its sessions in another file than the daemon of this host.
+    #[must_use]
+    pub fn kept_at(self, file: PathBuf) -> Self {
+        let store = Store::new(file, self.store.purpose().to_owned());
+        Login { store, ..self }
     }
 
     /// A client that calls with the token in force, also after it was renewed.
@@ -269,12 +296,13 @@ impl Login {
     }
 
     async fn begin(&self) -> Result<Session, ConsulError> {
-        let bearer = self.bearer()?;
+        let bearer =
+            self.bearer.fetch().await.map_err(|fault| ConsulError::Bearer { fault: Box::new(fault) })?;
         let asked = SystemTime::now();
         let body = json!({
             "AuthMethod": self.config.method,
-            "BearerToken": bearer,
-            "Meta": self.config.meta,
+            "BearerToken": bearer.expose(),
+            "Meta": self.meta,
         });
         let answer = self.anonymous.post(&Query::new("/v1/acl/login"), Some(&body)).await;
         let answer = answer.map_err(|error| cause(error, &self.config.method))?;
@@ -299,22 +327,6 @@ impl Login {
         let client = self.client.with_token(TokenSource::Login(token));
         // `stale` lets any server answer, also one that is behind.
         client.get(&Query::new("/v1/acl/token/self").with("stale", "")).await.map(|_| ())
-    }
-
-    /// The bearer token, as it is now.
-    fn bearer(&self) -> Result<String, ConsulError> {
-        let path = self.root.join(&self.config.bearer_token_file);
-        let wrong = |why: &str| ConsulError::BearerFile { path: path.clone(), why: why.to_owned() };
-        let bytes = files::read(&path, BEARER_LIMIT).map_err(|fault| wrong(&fault.message))?;
-        let bytes = bytes.ok_or_else(|| wrong("there is no such file"))?;
-        let text = str::from_utf8(&bytes).map_err(|_| wrong("it is not text"))?.trim();
-        if text.is_empty() {
-            return Err(wrong("it is empty"));
-        }
-        if text.contains(|c: char| !c.is_ascii_graphic()) {
-            return Err(wrong("it has more than one word, or characters that no token has"));
-        }
-        Ok(text.to_owned())
     }
 
     /// Logs one session out; one that is gone is fine.
@@ -353,9 +365,6 @@ fn at(wall: SystemTime) -> (Instant, SystemTime) {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-    use std::path::PathBuf;
-
     use super::*;
     use crate::base::Explain;
     use crate::consul::http::fake::{Asked, FakeConsul, settings};
@@ -372,7 +381,8 @@ mod tests {
         std::fs::write(folder.path().join("jwt"), "the.bearer.token").unwrap();
         let config = LoginConfig {
             method: "vm".to_owned(),
-            bearer_token_file: PathBuf::from("/jwt"),
+            bearer_token_file: Some(PathBuf::from("/jwt")),
+            identity: None,
             meta: BTreeMap::new(),
         };
         let client = Client::new(settings(&format!("http://{address}"))).unwrap();

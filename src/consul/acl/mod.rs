@@ -1,6 +1,7 @@
 //! ACLs: a token by a login and for as long as the login lives, whose token it is, and whether it
 //! may do what enmesh needs. `docs/acl.md` has the policies that give just that.
 
+mod bearer;
 mod login;
 mod refusal;
 mod rights;

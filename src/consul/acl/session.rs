@@ -120,6 +120,11 @@ impl Store {
         Store { path, purpose }
     }
 
+    /// What the logins are for.
+    pub fn purpose(&self) -> &str {
+        &self.purpose
+    }
+
     /// What was kept and has not ended. A file that cannot be understood counts as none: the tokens
     /// in it end by themselves.
     ///

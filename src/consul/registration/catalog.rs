@@ -4,15 +4,20 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::rc::Rc;
 
 use serde_json::{Map, Value, json};
 
 use super::compare::fields;
+use super::lease::{Lease, OWNER, RENEWED};
 use super::registry::{Key, Prepared, mark_of};
 use crate::base::{Fault, LocalFuture};
 use crate::consul::{
     Client, ConsulError, ConsulWarning, Entry, Gate, Health, Outcome, Query, Registry, segment,
 };
+
+/// The key of a node's metadata that says that enmesh made it.
+pub const NODE_MARK: &str = "enmesh-node";
 
 /// The node that services of this host are put under. It stands for no agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,18 +34,32 @@ pub struct CatalogRegistry {
     pub(super) client: Client,
     gate: RefCell<Gate>,
     pub(super) node: Node,
+    lease: Option<Rc<Lease>>,
 }
 
 impl CatalogRegistry {
     /// For the servers that `client` reaches and that take what `gate` lets through.
     pub fn new(client: Client, gate: Gate, node: Node) -> Self {
-        CatalogRegistry { client, gate: RefCell::new(gate), node }
+        CatalogRegistry { client, gate: RefCell::new(gate), node, lease: None }
     }
 
-    fn wanted(&self, entry: &Entry) -> Result<Wanted, ConsulError> {
+    /// The same, for services whose lease `lease` is.
+    #[must_use]
+    pub fn with_lease(self, lease: Rc<Lease>) -> Self {
+        CatalogRegistry { lease: Some(lease), ..self }
+    }
+
+    fn wanted(&self, entry: &Entry, seen: &Seen) -> Result<Wanted, ConsulError> {
         let prepared = Prepared::new(entry, &self.gate.borrow())?;
         let mut warnings = prepared.warnings;
         let mut services = vec![service(&prepared.http)];
+        if let (Some(lease), Some(service)) = (&self.lease, services.first_mut()) {
+            let before = seen.services.get(&id_of(service)).and_then(|is| is.get("Meta"));
+            if let Some(before) = before {
+                lease.resume(before);
+            }
+            lease.mark(service, before);
+        }
         match proxy(&entry.key, &prepared.http) {
             Some(proxy) => services.push(proxy),
             None => warnings.push(ConsulWarning::NoProxy { service: entry.key.id.to_string() }.into()),
@@ -51,10 +70,16 @@ impl CatalogRegistry {
     async fn make(&self, entry: &Entry) -> Result<Outcome, ConsulError> {
         let mut seen = Seen::ask(&self.client, &self.node, &entry.key).await?;
         loop {
-            let wanted = self.wanted(entry)?;
+            let wanted = self.wanted(entry, &seen)?;
             let differences = seen.differences(&entry.key, &wanted);
             match self.write(&wanted, &mut seen, entry).await {
-                Ok(()) => return Ok(Outcome { differences, warnings: wanted.warnings }),
+                Ok(()) => {
+                    self.move_node(&seen).await?;
+                    if let Some(lease) = &self.lease {
+                        lease.written();
+                    }
+                    return Ok(Outcome { differences, warnings: wanted.warnings });
+                }
                 // Every turn learns one more field of a short list, so this ends.
                 Err(ConsulError::UnknownField { field, .. })
                     if self.gate.borrow_mut().learn(&field, &entry.service) => {}
@@ -66,7 +91,7 @@ impl CatalogRegistry {
     async fn write(&self, wanted: &Wanted, seen: &mut Seen, entry: &Entry) -> Result<(), ConsulError> {
         for service in &wanted.services {
             let id = id_of(service);
-            if seen.of_one(service).is_empty() {
+            if seen.of_one(service).is_empty() && !seen.is_renewed_by(service) {
                 continue;
             }
             self.put(service, seen, &entry.key).await?;
@@ -85,7 +110,12 @@ impl CatalogRegistry {
         let id = id_of(service);
         // A token for the service may not touch the node; a new service starts critical; the state of
         // one that is there is not touched.
-        let meta = (!seen.node).then(|| json!({ "synthetic-node": "true" }));
+        let owner = self.lease.as_ref().map(|lease| lease.owner());
+        let mut meta = json!({ "synthetic-node": "true", NODE_MARK: "true" });
+        if let (Some(meta), Some(owner)) = (meta.as_object_mut(), owner) {
+            meta.insert(OWNER.to_owned(), json!(owner));
+        }
+        let meta = (!seen.node).then_some(meta);
         let new = !seen.checks.contains(&check_id(&id));
         let first = new.then(|| check(&id, &Health::Critical("not live yet".to_owned()), key));
         let body = json!({
@@ -101,6 +131,20 @@ impl CatalogRegistry {
             Err(ConsulError::Denied { .. }) if !seen.node => {
                 Err(ConsulError::Node { node: self.node.name.clone() })
             }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Says the node's address anew where this host has another one. Only of a node that enmesh made; who
+    /// may not write nodes leaves it, since each service has the address as well.
+    async fn move_node(&self, seen: &Seen) -> Result<(), ConsulError> {
+        let Some((address, meta)) = &seen.ours else { return Ok(()) };
+        if address.parse() == Ok(self.node.address) {
+            return Ok(());
+        }
+        let body = json!({ "Node": self.node.name, "Address": self.node.address, "NodeMeta": meta });
+        match self.client.put(&Query::new("/v1/catalog/register"), Some(&body)).await {
+            Ok(_) | Err(ConsulError::Denied { .. }) => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -164,7 +208,8 @@ impl Registry for CatalogRegistry {
     fn observe<'a>(&'a self, entry: &'a Entry) -> LocalFuture<'a, Result<Vec<String>, Fault>> {
         Box::pin(async move {
             let seen = Seen::ask(&self.client, &self.node, &entry.key).await?;
-            Ok(seen.differences(&entry.key, &self.wanted(entry)?))
+            let wanted = self.wanted(entry, &seen)?;
+            Ok(seen.differences(&entry.key, &wanted))
         })
     }
 
@@ -199,6 +244,8 @@ struct Wanted {
 struct Seen {
     /// Whether the node is there.
     node: bool,
+    /// Its address and metadata, where it is a node that enmesh made.
+    ours: Option<(String, Value)>,
     services: BTreeMap<String, Value>,
     /// Ids of checks of the node.
     checks: BTreeSet<String>,
@@ -206,15 +253,15 @@ struct Seen {
 
 impl Seen {
     async fn ask(client: &Client, node: &Node, key: &Key) -> Result<Self, ConsulError> {
-        let services = services_of(client, node, Some(key)).await?;
+        let (there, services) = node_of(client, node, Some(key)).await?;
         let path = format!("/v1/health/node/{}", segment(&node.name));
         let checks = client.get(&Query::new(path).with_some("ns", key.namespace.as_deref())).await?.body;
         let ids = checks.as_array().into_iter().flatten().filter_map(|check| check.get("CheckID")?.as_str());
         let mine = [key.id.to_string(), key.sidecar()];
         Ok(Seen {
-            node: services.is_some(),
+            node: there.is_some(),
+            ours: there.as_ref().and_then(ours),
             services: services
-                .unwrap_or_default()
                 .into_iter()
                 .map(|service| (id_of(&service), service))
                 .filter(|(id, _)| mine.contains(id))
@@ -233,10 +280,18 @@ impl Seen {
         lines
     }
 
+    /// Whether `wanted` says anew that its owner is there.
+    fn is_renewed_by(&self, wanted: &Value) -> bool {
+        let renewed = |service: &Value| service.get("Meta")?.get(RENEWED).cloned();
+        renewed(wanted).is_some() && renewed(wanted) != self.services.get(&id_of(wanted)).and_then(renewed)
+    }
+
     fn of_one(&self, wanted: &Value) -> Vec<String> {
         let id = id_of(wanted);
         let Some(is) = self.services.get(&id) else { return vec![format!("+ service {id}")] };
         let mut lines = fields(&id, wanted, is);
+        // A renewal is no difference that anybody should hear of.
+        lines.retain(|line| !line.ends_with(&format!("Meta.{RENEWED}")));
         let check = check_id(&id);
         if !self.checks.contains(&check) {
             lines.push(format!("+ check {check}"));
@@ -251,12 +306,28 @@ pub(super) async fn services_of(
     node: &Node,
     key: Option<&Key>,
 ) -> Result<Option<Vec<Value>>, ConsulError> {
+    let (there, services) = node_of(client, node, key).await?;
+    Ok(there.map(|_| services))
+}
+
+/// The node, where it is there, and all its services.
+async fn node_of(
+    client: &Client,
+    node: &Node,
+    key: Option<&Key>,
+) -> Result<(Option<Value>, Vec<Value>), ConsulError> {
     let path = format!("/v1/catalog/node-services/{}", segment(&node.name));
     let query = Query::new(path).with_some("ns", key.and_then(|key| key.namespace.as_deref()));
     let body = client.get(&query).await?.body;
-    let there = body.get("Node").is_some_and(Value::is_object);
+    let there = body.get("Node").filter(|node| node.is_object()).cloned();
     let services = body.get("Services").and_then(Value::as_array).cloned().unwrap_or_default();
-    Ok(there.then_some(services))
+    Ok((there, services))
+}
+
+/// Address and metadata of a node that enmesh made.
+fn ours(node: &Value) -> Option<(String, Value)> {
+    let meta = node.get("Meta").filter(|meta| meta.get(NODE_MARK).is_some())?;
+    Some((node.get("Address")?.as_str()?.to_owned(), meta.clone()))
 }
 
 pub(super) fn id_of(service: &Value) -> String {

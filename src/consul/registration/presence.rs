@@ -11,6 +11,7 @@ use serde_json::Value;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
+use super::lease::without_renewal;
 use super::registry::{Key, MARK};
 use crate::base::Fault;
 use crate::consul::{Client, ConsulError, Query, Watch, segment};
@@ -151,7 +152,9 @@ async fn follow(topic: Topic, client: Client, shared: Rc<Shared>) {
 }
 
 impl Shared {
-    fn saw(&self, topic: &Topic, body: Option<Value>) {
+    fn saw(&self, topic: &Topic, mut body: Option<Value>) {
+        let services = body.as_mut().and_then(|body| body.get_mut("Services")?.as_array_mut());
+        services.into_iter().flatten().for_each(without_renewal);
         let missing = body.is_none();
         let before = self.seen.borrow_mut().insert(topic.clone(), body.clone());
         // What is there when one starts to look is what was registered just now; but the cluster's
@@ -203,6 +206,13 @@ mod tests {
         assert!(woken().await, "a change");
         shared.saw(&topic, None);
         assert!(woken().await, "a loss");
+        let service = |index: u64, renewed: &str| json!({ "Services": [{ "ID": "api", "ModifyIndex": index, "Meta": { "enmesh-renewed": renewed } }] });
+        shared.saw(&topic, Some(service(1, "a")));
+        assert!(woken().await, "it is there");
+        shared.saw(&topic, Some(service(2, "b")));
+        assert!(!woken().await, "its lease was renewed");
+        shared.saw(&topic, None);
+        assert!(woken().await, "another loss");
         shared.lost(ConsulError::Told("x".to_owned()).into());
         assert!(woken().await, "lost contact");
         shared.lost(ConsulError::Told("x".to_owned()).into());

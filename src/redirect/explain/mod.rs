@@ -327,7 +327,8 @@ mod tests {
                     }
                     let rules = ruleset::build(&policy, &BTreeSet::new());
                     for chain in &rules.chains {
-                        let decides = !["generation", "refuse", "raw_out", "raw_in"].contains(&chain.name);
+                        let decides =
+                            !["generation", "refuse", "raw_dns", "raw_out", "raw_in"].contains(&chain.name);
                         for rule in chain.rules.iter().filter(|_| decides) {
                             let why = reasons::of(chain.name, &rule.comment);
                             let is_jump = rule.comment == "what is left alone";

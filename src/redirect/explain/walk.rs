@@ -119,7 +119,7 @@ fn walk(rules: &Ruleset, chain: &Chain, packet: &Packet) -> Option<Stop> {
                 },
                 Part::Dnat(to) if to.is_ipv4() == packet.to.is_ipv4() => return stop(End::Dnat(*to)),
                 Part::Dnat(_) => continue 'rules,
-                Part::Zone(_) | Part::Remember(_) => {}
+                Part::Zone(_) | Part::ZoneOfQuery(_) | Part::Remember(_) => {}
             }
         }
     }

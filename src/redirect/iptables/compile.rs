@@ -166,6 +166,7 @@ impl<'a> Compiler<'a> {
             Some(Part::Reset) => Target::Reset,
             Some(Part::Prohibit) => Target::Prohibit,
             Some(Part::Zone(zone)) => Target::Zone(*zone),
+            Some(Part::ZoneOfQuery(zone)) => Target::ZoneOfQuery(*zone),
             Some(Part::Remember(_)) => Target::Remember,
             Some(Part::Dnat(to)) if to.is_ipv4() == (self.family == Family::V4) => Target::Dnat(*to),
             Some(Part::Redirect(selector, map)) => return self.redirect(lines, rule, *selector, map),

@@ -157,6 +157,7 @@ pub(super) enum Target {
     Redirect(u16),
     Dnat(SocketAddr),
     Zone(u16),
+    ZoneOfQuery(u16),
     /// Our resolver lives; and on to the next rule.
     Remember,
 }
@@ -194,6 +195,7 @@ impl Line {
                 words.add(one_entry(family));
             }
             Target::Zone(zone) => words.add(["-j", "CT", "--zone", &zone.to_string()]),
+            Target::ZoneOfQuery(zone) => words.add(["-j", "CT", "--zone-orig", &zone.to_string()]),
         }
         words.0
     }

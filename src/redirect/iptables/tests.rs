@@ -61,7 +61,7 @@ fn walk(content: &Content, chain: &str, flow: &Flow, local: bool) -> Option<End>
             Target::Reset | Target::Prohibit => return Some(End::Refuse),
             Target::Redirect(port) => return Some(End::Redirect(*port)),
             Target::Dnat(to) => return Some(End::Dnat(*to)),
-            Target::Zone(_) | Target::Remember => {}
+            Target::Zone(_) | Target::ZoneOfQuery(_) | Target::Remember => {}
         }
     }
     None

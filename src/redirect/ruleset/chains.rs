@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use super::Operand::{Number, Set, Word, Words};
 use super::Part::{
     Accept, Dnat, Goto, Is, IsNot, Jump, NotOpening, Prohibit, Redirect, Remember, Reset, Return, Zone,
+    ZoneOfQuery,
 };
 use super::Selector::{
     AnyDestination, DestinationType, Family, InputInterface, Ip4Destination, Ip4Source, Ip6Destination, Mark,
@@ -22,8 +23,10 @@ pub(super) const REDIRECT: i32 = -99;
 /// Behind NAT in output (-100 and ours), before the filters of others (0).
 pub(super) const GUARD: i32 = -50;
 
-/// DNS has the well-known port, and the zone gets its number for whoever reads `conntrack -L`.
+/// DNS has the well-known port, and the zone gets its number for whoever reads `conntrack -L`; what is redirected has the
+/// one after it.
 const DNS_PORT: u16 = 53;
+const REDIRECTED_ZONE: u16 = 54;
 
 /// Whose families are those in which our resolver lives.
 const ALIVE: &str = "dns_alive";
@@ -55,6 +58,7 @@ pub(super) fn chains(
         add("bypass", None, bypass(everyone.is_some(), sets));
     }
     if let Some(dns) = policy.dns.as_ref().filter(|dns| has_zones(dns)) {
+        add("raw_dns", None, raw_dns(dns, sets));
         add("raw_out", base(false, Hook::Output, RAW), raw_out(dns, sets));
         add("raw_in", base(false, Hook::Prerouting, RAW), raw_in());
     }
@@ -157,6 +161,25 @@ fn raw_out(dns: &DnsCapture, sets: &Sets) -> Vec<Rule> {
     ]);
     let excepted = [over_the_wire(), Is(&[SocketUid], Set("dns_except")), query(), Zone(DNS_PORT)];
     when(&mut rules, excepts(dns, sets), "DNS queries of users with another resolver", excepted);
+    let lives = dns.server.is_ours().then_some(Is(&[Family], Set(ALIVE)));
+    let parts: Vec<Part> = [query()].into_iter().chain(lives).chain([Goto("raw_dns")]).collect();
+    rules.push(Rule::new("DNS queries", parts));
+    rules
+}
+
+/// Each query that is redirected is looked for where no query that was not redirected has left an
+/// entry, and the other way round: a socket that goes on asking gets to whoever answers now, and when the resolver
+/// is gone, back to the server of before. The answers come from the server here, outside of any zone.
+fn raw_dns(dns: &DnsCapture, sets: &Sets) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    when(&mut rules, dns.server.is_ours(), "our resolver", [OF_THE_RESOLVER, Return]);
+    let parts = [Is(&[SocketUid], Set("bypass_uids")), Return];
+    when(&mut rules, sets.has("bypass_uids"), "bypassed users", parts);
+    let parts = [Is(&[SocketUid], Set("dns_except")), Return];
+    when(&mut rules, excepts(dns, sets), "users with another resolver", parts);
+    let users = (!dns.uids.is_empty()).then_some(Is(&[SocketUid], Set("dns_uids")));
+    let parts: Vec<Part> = users.into_iter().chain([ZoneOfQuery(REDIRECTED_ZONE)]).collect();
+    rules.push(Rule::new("DNS queries that are redirected", parts));
     rules
 }
 

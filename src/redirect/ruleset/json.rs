@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use nftables::batch::Batch;
 use nftables::expr::{
-    BinaryOperation, CT, Elem, Expression, Fib, FibFlag, FibResult, Map, Meta, MetaKey, NamedExpression,
-    Payload, PayloadField, Prefix, Range, SetItem,
+    BinaryOperation, CT, CTDir, Elem, Expression, Fib, FibFlag, FibResult, Map, Meta, MetaKey,
+    NamedExpression, Payload, PayloadField, Prefix, Range, SetItem,
 };
 use nftables::schema::{
     Chain as JsonChain, Element as JsonElement, Map as JsonMap, NfListObject, Rule as JsonRule,
@@ -357,6 +357,14 @@ fn statement(part: &Part) -> Statement<'static> {
             set: format!("@{set}").into(),
         }),
         Part::Zone(zone) => Statement::Mangle(Mangle { key: conntrack("zone"), value: number(*zone) }),
+        Part::ZoneOfQuery(zone) => {
+            let key = Expression::Named(NamedExpression::CT(CT {
+                key: "zone".into(),
+                family: None,
+                dir: Some(CTDir::Original),
+            }));
+            Statement::Mangle(Mangle { key, value: number(*zone) })
+        }
     }
 }
 

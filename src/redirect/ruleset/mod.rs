@@ -21,7 +21,7 @@
 //! | chain | hook | what | why |
 //! |---|---|---|---|
 //! | `generation` | none | carries `enmesh:gen:NUMBER:HASH` as a comment | tables have no comment in nft 1.0.6; nothing jumps here |
-//! | `raw_out`, `raw_in` | output, prerouting, -300 | a packet of our resolver keeps DNS redirected for some seconds; DNS over the wire gets a conntrack zone of its own | names are found also when the daemon is dead; an application and a resolver that pick the same source port must not share an entry |
+//! | `raw_out`, `raw_dns`, `raw_in` | output, prerouting, -300 | a packet of our resolver keeps DNS redirected for some seconds; DNS over the wire gets a conntrack zone of its own, queries that are redirected another | names are found also when the daemon is dead; an application and a resolver that pick the same source port must not share an entry; a socket from before must not go on where it went |
 //! | `out` | nat output, -99 | bypassed users; our resolver; all but opening SYNs; DNS; `bypass`; IPv6 policy; redirect by user; redirect the rest | see below |
 //! | `in` | nat prerouting, -99 | loopback; all but opening SYNs; forwarded; sidecars' ports; bypasses; redirect by port; redirect the rest | see below |
 //! | `guard_out` | filter output, -50 | virtual IPs, refused IPv6, and what `on_proxy_failure` refuses | runs after NAT: what was redirected has a local destination by now |
@@ -238,6 +238,8 @@ pub(super) enum Part {
     Dnat(SocketAddr),
     /// The conntrack zone.
     Zone(u16),
+    /// The conntrack zone in which what goes this way is looked for; answers are in none.
+    ZoneOfQuery(u16),
     /// The packet's family is in the set for the next [`RESOLVER_LAPSE`](crate::plan::RESOLVER_LAPSE) seconds.
     Remember(&'static str),
 }

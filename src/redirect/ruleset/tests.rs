@@ -54,7 +54,9 @@ fn walk(rules: &Ruleset, chain: &str, syn: Syn) -> Option<Verdict> {
                     Some(port) => return Some(Verdict::Redirect(port.unwrap())),
                     None => continue 'rules,
                 },
-                Part::Dnat(_) | Part::Zone(_) | Part::Remember(_) => panic!("no DNS in these policies"),
+                Part::Dnat(_) | Part::Zone(_) | Part::ZoneOfQuery(_) | Part::Remember(_) => {
+                    panic!("no DNS in these policies")
+                }
             }
         }
     }

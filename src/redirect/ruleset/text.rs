@@ -163,6 +163,7 @@ impl Display for Part {
             Part::Dnat(to) => write!(f, "dnat ip6 to {to}"),
             Part::Remember(set) => write!(f, "update @{set} {{ meta nfproto timeout {RESOLVER_LAPSE}s }}"),
             Part::Zone(zone) => write!(f, "ct zone set {zone}"),
+            Part::ZoneOfQuery(zone) => write!(f, "ct original zone set {zone}"),
         }
     }
 }

@@ -21,8 +21,8 @@ macro_rules! names {
     };
 }
 
-const BEFORE: [(&str, &str); 46] = names!(
-    "refuse" "bypass" "raw_out" "raw_in" "out" "in" "guard_out" "guard_in" "generation"
+const BEFORE: [(&str, &str); 47] = names!(
+    "refuse" "bypass" "raw_dns" "raw_out" "raw_in" "out" "in" "guard_out" "guard_in" "generation"
     "bypass_uids" "proxy_uids" "bypass_net4" "bypass_net6" "broadcast4" "virtual4" "virtual6" "mesh4" "mesh6"
     "dns_uids" "dns_except" "dns_asked4" "dns_asked6" "dns_alive" "captured_uids" "uid_bypass_ports" "uid_bypass_net4"
     "uid_bypass_net6" "uid_allow6" "uid_refuse6" "uid_sealed" "uid_closed" "uid_redirect"
@@ -98,7 +98,8 @@ fn renamed_part(part: Part) -> Part {
         | Part::Reset
         | Part::Prohibit
         | Part::Dnat(_)
-        | Part::Zone(_) => part,
+        | Part::Zone(_)
+        | Part::ZoneOfQuery(_) => part,
     }
 }
 

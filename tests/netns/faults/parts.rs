@@ -1,12 +1,15 @@
 //! What enmesh needs around it is missing or broken: nft, Envoy, privilege, space, its rules.
 
 use std::fs;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use enmesh::base::exec;
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
 
-use crate::host_bed::{API, API_FILE, Bed, HOST_FILE, LIMIT, SOON};
+use crate::host_bed::{API, API_FILE, Bed, HOST_FILE, LIMIT, SOON, until};
 
 /// Puts an empty folder in the place of those in which `nft` may lie. For a thread with its own mounts.
 fn hide_nft(empty: &Path) {
@@ -33,6 +36,36 @@ fn without_nft_nothing_starts_and_the_package_is_named() {
     bed.await_fault("ENM-R001");
     assert_eq!((bed.rules().as_str(), bed.alive()), ("-", true));
     assert_eq!(bed.status()["ready"], false);
+}
+
+/// A kernel that takes no rules, in the middle of the start: sidecars begin while the rules come up, and have to end again.
+#[test]
+fn without_rules_no_sidecar_stays() {
+    let mut bed = Bed::new();
+    let real = exec::find("nft").unwrap();
+    let kept = bed.path("/real-nft");
+    fs::create_dir_all(kept.parent().unwrap()).unwrap();
+    fs::copy(&real, &kept).unwrap();
+    let begun = bed.path("/begun");
+    // Not before the sidecars have begun.
+    let script = format!(
+        "#!/bin/sh\ncase \" $* \" in *\" -c \"*) ;; *\" -f \"*) i=0\nwhile [ ! -e {0} ] && [ $i -lt 50 ]; do sleep 0.1; i=$((i + 1)); done\n\
+         echo 'Error: Could not process rule: No space left on device' >&2; exit 1;; esac\nexec {1} \"$@\"\n",
+        begun.display(),
+        kept.display()
+    );
+    let fake = bed.path("/fake-nft");
+    fs::write(&fake, script).unwrap();
+    fs::set_permissions(&fake, Permissions::from_mode(0o755)).unwrap();
+    bed.start_where(|| mount(Some(&fake), &real, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap());
+    until("a sidecar", LIMIT, || if bed.envoys().is_empty() { Err(bed.log()) } else { Ok(()) }).unwrap();
+    fs::write(&begun, "").unwrap();
+    bed.await_fault("ENM-R006");
+    until("no sidecar", LIMIT, || {
+        if bed.envoys().is_empty() { Ok(()) } else { Err(format!("{:?}", bed.envoys())) }
+    })
+    .unwrap();
+    assert_eq!((bed.rules().as_str(), bed.status()["ready"].clone()), ("-", false.into()));
 }
 
 /// The daemon was there first: it goes on with the rules that are in the kernel.

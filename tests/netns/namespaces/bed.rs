@@ -71,7 +71,7 @@ impl Bed {
                 format!("root:x:0:0::/root:/bin/false\nenvoy:x:{ENVOY_USER}:{ENVOY_USER}::/:/bin/false\n");
             host.write("/etc/passwd", &passwd).unwrap();
             let file = format!(
-                "control_plane = \"static\"\nprofile = \"container\"\n{more}\n[envoy]\npath = {:?}\ndrain = \"1s\"\n",
+                "control_plane = \"static\"\nprofile = \"container\"\nstop.registration = \"keep\"\n{more}\n[envoy]\npath = {:?}\ndrain = \"1s\"\n",
                 host.envoy()
             );
             host.write("/etc/enmesh/enmesh.toml", &file).unwrap();

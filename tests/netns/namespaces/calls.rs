@@ -7,6 +7,7 @@ use enmesh::demo::snapshot::Snapshot;
 use enmesh::demo::stage::{APP_PORT, INTERFACE};
 use enmesh::demo::wire::{Tally, Tap};
 use enmesh::netns::{self, Namespace};
+use serde_json::Value;
 
 use crate::bed::{APP_USER, BESIDE_PORT, Bed, SECRET};
 
@@ -68,6 +69,7 @@ fn two_services_of_one_user_and_port_and_a_third_host() {
         let error = bed.open("far", to).map(drop).unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{port}, from who has a route");
     }
+    explained_by_the_kernel(&bed);
     // Out of a namespace, to what is not of the mesh: with the host's address.
     let listener = bed.far().namespace.run(|| std::net::TcpListener::bind("0.0.0.0:9999").unwrap()).unwrap();
     let outside = SocketAddr::from((bed.far().address, 9999));
@@ -82,6 +84,26 @@ fn two_services_of_one_user_and_port_and_a_third_host() {
     }
     let after = Snapshot::take(&bed.near().namespace, &[]).unwrap();
     assert_eq!(before.difference(&after), [""; 0]);
+}
+
+/// `explain --live` traces in the namespace that it is asked about, and leaves no trace there or in the host's.
+fn explained_by_the_kernel(bed: &Bed) {
+    let inside = bed.place("api");
+    let rules = || [&inside, &bed.near().namespace].map(|place| bed.rules(place));
+    let before = rules();
+    let to = SocketAddr::new(bed.virtual_ip("billing"), 80).to_string();
+    let uid = APP_USER.to_string();
+    let asked = ["explain", "--live", "--send", "--uid", &uid, "--in", "api", &to, "--json"];
+    let (well, said) = bed.enmesh("near", &asked);
+    assert!(well, "{said}");
+    // What it does meanwhile is said behind it, on standard error.
+    let answer = serde_json::Deserializer::from_str(&said).into_iter::<Value>().next().unwrap().unwrap();
+    assert_eq!(answer["namespace"], bed.names["api"].as_str(), "{answer:#}");
+    let live = &answer["live"];
+    assert_eq!((&live["agrees"], &live["fault"]), (&"live".into(), &Value::Null), "{answer:#}");
+    assert_eq!(live["seen"]["to"], to.as_str(), "{answer:#}");
+    assert_eq!(live["seen"]["rule"]["comment"], answer["decision"]["rule"], "{answer:#}");
+    assert_eq!(rules(), before);
 }
 
 #[test]

@@ -194,9 +194,49 @@ fn dns_with_one_source_port_for_two(driver: Driver) {
         (app, (OURS, "peer"), 40005),
         ((OURS, "peer"), app, 40006),
     ] {
+        lab.host.beat();
         assert_eq!(ask(first.0, port), first.1);
         assert_eq!(ask(second.0, port), second.1);
         assert_eq!(ask(first.0, port), first.1);
+    }
+}
+
+/// Row 61: a program that keeps one UDP socket is answered by whoever answers now, from its first query after
+/// the install, and by the server of before when the resolver is gone.
+fn a_udp_socket_from_before_is_redirected_as_well(driver: Driver) {
+    for users in [&[][..], &[APP]] {
+        let lab = Lab::new();
+        let open = |bind: &'static str, to: &'static str| {
+            let socket = lab.host.run_as(APP, move || {
+                let socket = UdpSocket::bind(bind).unwrap();
+                socket.set_read_timeout(Some(SOON)).unwrap();
+                socket.connect(to).unwrap();
+                socket
+            });
+            move || {
+                socket.send(b"?").unwrap();
+                let mut buffer = [0; 64];
+                let length = socket.recv(&mut buffer).expect("an answer");
+                String::from_utf8_lossy(&buffer[..length]).into_owned()
+            }
+        };
+        let wire = open("10.9.0.2:0", "10.9.0.1:53");
+        let wire6 = open("[::]:0", "[fd09::1]:53");
+        let stub = open("127.0.0.1:0", "127.0.0.53:53");
+        let all = || [wire(), wire6(), stub()];
+        // Twice: conntrack has seen an answer, and keeps the pair for longer.
+        assert_eq!(
+            (all(), all()),
+            (["peer", "peer", "stub"].map(str::to_owned), ["peer", "peer", "stub"].map(str::to_owned))
+        );
+        apply(&lab, driver, live(with_dns(users)));
+        assert_eq!(all(), ["resolver"; 3]);
+        assert_eq!(all(), ["resolver"; 3]);
+        let silent = Instant::now();
+        while all() != ["peer", "peer", "stub"] {
+            assert!(silent.elapsed() < Duration::from_secs(20), "DNS is still redirected: {:?}", all());
+            thread::sleep(Duration::from_millis(200));
+        }
     }
 }
 
@@ -307,6 +347,7 @@ cases! {
     replacing_under_load_is_seamless,
     drain_then_remove_leaves_nothing,
     dns_with_one_source_port_for_two,
+    a_udp_socket_from_before_is_redirected_as_well,
     dns_lapses_with_its_resolver,
     forwarded_traffic_is_left_alone,
     ping_goes_both_ways,
