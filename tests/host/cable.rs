@@ -50,6 +50,8 @@ pub struct Port {
     pub interface: String,
     /// The machine's address.
     pub address: Ipv4Addr,
+    /// The address of everybody else.
+    pub outside: IpAddr,
 }
 
 /// The two ends.
@@ -64,9 +66,11 @@ pub struct Cable {
 impl Cable {
     /// Makes the namespace `NAME`, the machine's, and what is between it and the outlet.
     pub fn lay(name: &str, outlet: &Outlet) -> Cable {
-        let (outside, interface, address) = match outlet {
-            Outlet::Stranger => (format!("{name}-out"), INTERFACE, INSIDE),
-            Outlet::Switch(port) => (port.switch.clone(), port.interface.as_str(), port.address.into()),
+        let (outside, interface, address, gateway) = match outlet {
+            Outlet::Stranger => (format!("{name}-out"), INTERFACE, INSIDE, OUTSIDE),
+            Outlet::Switch(port) => {
+                (port.switch.clone(), port.interface.as_str(), port.address.into(), port.outside)
+            }
         };
         ip(&format!("netns add {name}"));
         match outlet {
@@ -85,7 +89,7 @@ impl Cable {
         ip(&format!("-n {name} address add {address}/24 dev {INTERFACE}"));
         ip(&format!("-n {name} link set lo up"));
         ip(&format!("-n {name} link set {INTERFACE} up"));
-        ip(&format!("-n {name} route add default via {OUTSIDE}"));
+        ip(&format!("-n {name} route add default via {gateway}"));
         let open = |name: &str| Namespace::by_name(name).expect("it was made");
         Cable { name: name.to_owned(), inside: open(name), outside: open(&outside) }
     }
