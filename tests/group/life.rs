@@ -33,7 +33,9 @@ const LEAST: [&str; 16] = [
     "--cap-add",
     "DAC_OVERRIDE",
 ];
-const SERVE: [(&str, &str); 2] = [
+const SERVE: [(&str, &str); 3] = [
+    // As a template says it that opens this port to others.
+    ("ENMESH_PORTS_INBOUND", "15050-15099"),
     ("ENMESH_SERVICE_PORT", "8080"),
     (
         "ENMESH_SERVICE_CHECK",
@@ -117,6 +119,7 @@ fn in_reach(field: &Field) {
         let port = service[port].as_u64().unwrap();
         assert!((15000..=15099).contains(&port), "{service}");
     }
+    assert_eq!(service["inbound_port"], 15050);
     let answer = until("an answer", SOON, || {
         let answer = field.get_from("web1", "http://api.virtual.consul/hello");
         if answer["status"] == 200 { Ok(answer) } else { Err(answer.to_string()) }
