@@ -28,7 +28,7 @@ help: ## this list
 
 # --- tools -------------------------------------------------------------------------------------
 
-.PHONY: rust tools tools-build tools-netns tools-host can-be-root
+.PHONY: rust tools tools-build tools-netns tools-host tools-packages can-be-root
 rust:
 	@scripts/need-rust
 
@@ -78,6 +78,19 @@ build: tools-build ## the static release binary, target/enmesh
 	@install -m 755 target/$(HOST)/release/enmesh target/enmesh
 	@if ldd target/enmesh 2>&1 | grep -q '=>'; then echo 'error: target/enmesh is not static' >&2; exit 1; fi
 	@echo "target/enmesh: static, $$(stat -c %s target/enmesh | awk '{ printf "%.1f MB", $$1 / 1e6 }')"
+
+.PHONY: packages packages-before
+packages: build ## .deb, .rpm, tarball, bill of materials and checksums, in target/packages
+	@$(MAKE) tools-packages
+	@scripts/packages
+
+tools-packages:
+	@scripts/need 'python3:python3:the bill of materials is made with it'
+	@scripts/fetch-nfpm
+
+# What tests upgrade from: the same program in a package of a lower version.
+packages-before: packages
+	@scripts/packages target/packages/before 0.0.1 >/dev/null
 
 # --- run ---------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ mod explain;
 mod hold;
 mod migrate;
 mod output;
+mod package_files;
 mod plan;
 mod probe;
 mod redirect_traffic;
@@ -109,6 +110,9 @@ enum Verb {
     /// The applications of the demo's hosts
     #[command(hide = true)]
     DemoApp(demo::DemoApp),
+    /// Write man pages and completions
+    #[command(hide = true)]
+    PackageFiles(package_files::PackageFiles),
 }
 
 /// Parses the command line, does what it says, and returns the exit status.
@@ -160,6 +164,7 @@ fn dispatch(cli: Cli) -> Result<Answer, Fault> {
         Verb::Ca(verb) => verb.run(&global),
         Verb::Demo(verb) => verb.run(&global),
         Verb::DemoApp(verb) => verb.run(),
+        Verb::PackageFiles(verb) => verb.run(&global),
     }
 }
 
