@@ -41,6 +41,14 @@ pub enum ConvergeError {
         /// What it said last.
         state: String,
     },
+    /// A host did not come into the mesh.
+    #[error("this host was not in the mesh within {limit:?} ({state})")]
+    NotInMesh {
+        /// The time it had.
+        limit: Duration,
+        /// What it lacks.
+        state: String,
+    },
     /// The daemon that should answer is not there.
     #[error("no daemon answers at {}", socket.display())]
     NoDaemon {
@@ -164,6 +172,7 @@ impl Explain for ConvergeError {
             ConvergeError::UnreadableState { .. } => "ENM-D002",
             ConvergeError::Locked { .. } => "ENM-D003",
             ConvergeError::NotLive { .. } => "ENM-D004",
+            ConvergeError::NotInMesh { .. } => "ENM-X030",
             ConvergeError::NoDaemon { .. } => "ENM-D005",
             ConvergeError::BadAnswer { .. } => "ENM-D006",
             ConvergeError::NoService { .. } => "ENM-D007",
@@ -196,6 +205,9 @@ impl Explain for ConvergeError {
             ConvergeError::NotLive { id, .. } => format!(
                 "its log says why: `journalctl -u 'envoy@{id}.service' -n 50`, or the daemon's own output where there is no systemd; its rules stay closed meanwhile"
             ),
+            ConvergeError::NotInMesh { .. } => {
+                "`enmesh doctor` says what is wrong and what to do; mesh destinations stay refused meanwhile".to_owned()
+            }
             ConvergeError::NoDaemon { .. } => "start it: `systemctl start enmesh`, or `enmesh run` where there is no systemd".to_owned(),
             ConvergeError::BadAnswer { .. } => {
                 "the daemon may be of another version: restart it (`systemctl restart enmesh`; sidecars and connections live on)".to_owned()

@@ -38,6 +38,12 @@ pub struct Setting {
     pub programs: Vec<(PathBuf, &'static str)>,
     /// Whether Envoy is not installed.
     pub without_envoy: bool,
+    /// Whether enmesh is not installed.
+    pub without_enmesh: bool,
+    /// What its tree has.
+    pub tree: tree::Kind,
+    /// Whether a unit is to fail at its boot.
+    pub fails: bool,
 }
 
 /// A booted host.
@@ -65,7 +71,7 @@ impl Machine {
 
     /// The same in a setting.
     pub fn boot_in(name: &str, setting: Setting, prepare: impl FnOnce(&Path)) -> Machine {
-        let base = tree::base();
+        let base = tree::made(setting.tree);
         let (name, folder) = claim(name);
         let group = unified().join(&name);
         let mut machine = Machine { name, setting, folder, group, container: None, leader: 0, cable: None };
@@ -79,7 +85,9 @@ impl Machine {
     fn lay_out(&self, base: &Path) {
         let tree = self.tree();
         must(tool("cp"), &["-a", text(base), text(&tree)]);
-        install(&tree);
+        if !self.setting.without_enmesh {
+            install(&tree);
+        }
         fs::create_dir(&self.group).expect("a control group can be made");
     }
 
@@ -122,16 +130,17 @@ impl Machine {
         self.container = Some(command.spawn().expect("install the package `systemd-container`"));
     }
 
-    /// Waits until every unit of the boot has started.
+    /// Waits until every unit of the boot has started, or failed where one is to fail.
     pub fn wait_running(&mut self) {
         let deadline = Instant::now() + BOOT;
         let mut said = String::new();
-        while said != "running" {
+        let wanted = if self.setting.fails { "degraded" } else { "running" };
+        while said != wanted {
             let container = self.container.as_mut().expect("it was started");
             let ended = container.try_wait().expect("a child can be waited for");
             assert!(ended.is_none(), "the machine ended at boot: {ended:?}\n{}", self.console());
             assert!(
-                Instant::now() < deadline && said != "degraded",
+                Instant::now() < deadline && !["degraded", "running"].contains(&said.as_str()),
                 "the machine does not come up: {said}\n{}\n{}",
                 self.console(),
                 self.failed()
@@ -364,7 +373,7 @@ fn leader(container: u32) -> Option<u32> {
 }
 
 /// Puts into the tree what enmesh's package would.
-fn install(tree: &Path) {
+pub fn install(tree: &Path) {
     let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd");
     for (file, folder) in [
         ("enmesh.service", "system"),

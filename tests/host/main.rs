@@ -22,6 +22,7 @@
 //! | `package` | a host without Envoy, whose package manager installs it |
 //! | `names` | a name server outside |
 //! | `namespaces` | services in network namespaces for themselves |
+//! | `deploy` | who sets machines up: cloud-init, the Vagrant labs, Ansible |
 //! | `lab` | the whole product with a real Consul: three machines |
 //! | `manager` | the whole product and systemd: watchdog, reload, scopes by unit, names, journal |
 
@@ -35,6 +36,7 @@
 )]
 
 mod cable;
+mod deploy;
 mod early;
 mod inner;
 mod lab;

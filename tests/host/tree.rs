@@ -9,6 +9,8 @@ use enmesh::base::exec;
 
 /// What is in it beside the essentials.
 const PACKAGES: &str = "systemd,systemd-sysv,dbus,nftables,iproute2,systemd-resolved,libnss-resolve";
+/// What a provisioned one has besides.
+const PROVISIONERS: &str = "cloud-init,ansible-core,ca-certificates";
 /// What nobody reads in there.
 const EXCLUDED: [&str; 3] = ["/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*"];
 /// Counted up when something else about the recipe changes.
@@ -16,29 +18,43 @@ const RECIPE: u32 = 1;
 /// How long a download and an installation may take.
 const LIMIT: Duration = Duration::from_secs(600);
 
+/// What a machine's tree has.
+#[derive(Clone, Copy, Default)]
+pub enum Kind {
+    /// What enmesh needs.
+    #[default]
+    Base,
+    /// That, and who sets machines up: cloud-init and Ansible.
+    Provisioned,
+}
+
 /// The tree, made now if need be. Machines copy it; nobody changes it.
-pub fn base() -> PathBuf {
+pub fn made(kind: Kind) -> PathBuf {
     let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/host-root");
     fs::create_dir_all(&kept).expect("target can be written");
     // Tests run side by side, in several processes even: one makes the tree, the others wait.
     let lock = File::create(kept.join("lock")).expect("target can be written");
     lock.lock().expect("a file can be locked");
     let release = release();
-    let recipe = format!("{RECIPE}\n{release}\n{PACKAGES}\n{}\n", EXCLUDED.join("\n"));
-    let (tree, made_from) = (kept.join("tree"), kept.join("recipe"));
+    let (name, packages) = match kind {
+        Kind::Base => ("", PACKAGES.to_owned()),
+        Kind::Provisioned => ("-provisioned", format!("{PACKAGES},{PROVISIONERS}")),
+    };
+    let recipe = format!("{RECIPE}\n{release}\n{packages}\n{}\n", EXCLUDED.join("\n"));
+    let (tree, made_from) = (kept.join(format!("tree{name}")), kept.join(format!("recipe{name}")));
     if fs::read_to_string(&made_from).is_ok_and(|old| old == recipe) && tree.is_dir() {
         return tree;
     }
     let _ = fs::remove_file(&made_from);
     let _ = fs::remove_dir_all(&tree);
-    make(&tree, &release);
+    make(&tree, &release, &packages);
     fs::write(&made_from, recipe).expect("target can be written");
     tree
 }
 
-fn make(tree: &Path, release: &str) {
+fn make(tree: &Path, release: &str, packages: &str) {
     let program = exec::find("mmdebstrap").expect("install the package `mmdebstrap`");
-    let mut arguments = vec!["--variant=minbase".to_owned(), format!("--include={PACKAGES}")];
+    let mut arguments = vec!["--variant=minbase".to_owned(), format!("--include={packages}")];
     arguments.extend(EXCLUDED.iter().map(|path| format!("--dpkgopt=path-exclude={path}")));
     arguments.push(release.to_owned());
     arguments.push(tree.display().to_string());

@@ -25,9 +25,9 @@ pub const COUNTING: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 11);
 /// The address of `dashboard`'s machine.
 const DASHBOARD: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 12);
 /// Consul's user and its folder.
-const CONSUL_USER: &str = "u consul - \"Consul agent\" /var/lib/consul\n";
+pub const CONSUL_USER: &str = "u consul - \"Consul agent\" /var/lib/consul\n";
 /// As in the field: a stop is a leave.
-const CONSUL_UNIT: &str = "[Unit]\nDescription=Consul agent\nAfter=network.target\nStartLimitIntervalSec=0\n\n\
+pub const CONSUL_UNIT: &str = "[Unit]\nDescription=Consul agent\nAfter=network.target\nStartLimitIntervalSec=0\n\n\
     [Service]\nType=exec\nUser=consul\nExecStart=/usr/bin/consul agent -config-dir=/etc/consul.d\n\
     Restart=always\nRestartSec=500ms\nStateDirectory=consul\nTimeoutStartSec=60s\n\n\
     [Install]\nWantedBy=multi-user.target\n";
@@ -66,7 +66,7 @@ impl Lab {
             let setting = Setting {
                 outlet: crate::cable::Outlet::Switch(switch.port(name, address)),
                 programs: vec![(consul_program(), "/usr/bin/consul")],
-                without_envoy: false,
+                ..Setting::default()
             };
             Machine::boot_in(&format!("{}-{name}", recipe.name), setting, |tree| {
                 prepare(tree, name, address, &recipe.consul);
@@ -136,7 +136,7 @@ impl Lab {
 }
 
 /// Where Consul is on this machine.
-fn consul_program() -> PathBuf {
+pub fn consul_program() -> PathBuf {
     let named = std::env::var_os("ENMESH_CONSUL").map(PathBuf::from);
     let path = named.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/consul"));
     assert!(path.is_file(), "there is no {}; scripts/fetch-consul puts it there", path.display());

@@ -16,7 +16,7 @@ mod acl;
 mod apps;
 mod bare;
 mod chaos;
-mod cluster;
+pub mod cluster;
 mod load;
 mod seed;
 mod watch;
