@@ -130,7 +130,7 @@ test-netns: tools-netns can-be-root ## level: the real kernel and the real Envoy
 	    scripts/level netns 900 $(TEST) --features netns-tests $$tests -- --test-threads=$(TEST_THREADS)
 
 # What is ignored there runs inside the booted containers, started by the tests outside.
-test-host: tools-host can-be-root build ## level: real systemd in booted containers; root
+test-host: tools-host can-be-root packages-before ## level: real systemd in booted containers; root
 	@export LEVEL_RUNS_IGNORED=1; \
 	tests=$$(scripts/tests-with host-tests); \
 	CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT)' \

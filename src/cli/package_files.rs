@@ -50,7 +50,10 @@ impl PackageFiles {
 }
 
 /// A page for the command and for each verb below it that is meant for people.
-fn pages(command: &Command, keep: &mut impl FnMut(String, Vec<u8>) -> Result<(), Fault>) -> Result<(), Fault> {
+fn pages(
+    command: &Command,
+    keep: &mut impl FnMut(String, Vec<u8>) -> Result<(), Fault>,
+) -> Result<(), Fault> {
     let name = command.get_display_name().unwrap_or_else(|| command.get_name()).to_owned();
     let man = Man::new(command.clone())
         .title(name.to_uppercase())

@@ -19,6 +19,7 @@
 //! | `life` | the whole product: two services through restarts, kills, an upgrade and the end |
 //! | `early` | closed from power-on to power-off |
 //! | `scopes` | units named in scopes, with users that are made at their start |
+//! | `install` | the .deb and the .rpm: install, upgrade under load, removal, purge |
 //! | `package` | a host without Envoy, whose package manager installs it |
 //! | `names` | a name server outside |
 //! | `namespaces` | services in network namespaces for themselves |
@@ -39,6 +40,7 @@ mod cable;
 mod deploy;
 mod early;
 mod inner;
+mod install;
 mod lab;
 mod life;
 mod machine;
