@@ -28,7 +28,7 @@ help: ## this list
 
 # --- tools -------------------------------------------------------------------------------------
 
-.PHONY: rust tools tools-build tools-netns tools-host tools-packages can-be-root
+.PHONY: rust tools tools-build tools-netns tools-host tools-packages tools-image tools-vm can-be-root
 rust:
 	@scripts/need-rust
 
@@ -57,7 +57,20 @@ tools-host: tools-netns
 	    'mmdebstrap:mmdebstrap:host tests boot a small Debian tree, which it makes' \
 	    'systemd-nspawn:systemd-container:host tests boot that tree with it'
 
-tools: tools-host ## install what is missing for all targets, saying what and why
+tools-image: tools-host tools-packages
+	@scripts/need \
+	    'qemu-img:qemu-utils:disks of machines are made with it' \
+	    'sfdisk:fdisk:it writes the partition table of the image' \
+	    'mkfs.vfat:dosfstools:the boot loader is on a partition of this kind' \
+	    'mcopy:mtools:files get there without mounting it'
+
+tools-vm: tools-image
+	@scripts/need \
+	    'qemu-system-x86_64:qemu-system-x86:machines boot in it' \
+	    'genisoimage:genisoimage:what a machine is told at its first boot is on a disk of this kind' \
+	    '/usr/share/ovmf/OVMF.fd:ovmf:the image boots by itself, with this firmware'
+
+tools: tools-vm ## install what is missing for all targets, saying what and why
 	@scripts/need-rust fmt clippy
 	@echo 'tools: everything is here'
 
@@ -92,6 +105,15 @@ tools-packages:
 packages-before: packages
 	@scripts/packages target/packages/before 0.0.1 >/dev/null
 
+.PHONY: image images-for-tests
+image: packages ## a disk that boots by itself: Debian, Consul, Envoy, enmesh; target/image/enmesh.qcow2
+	@$(MAKE) tools-image can-be-root
+	@$(SUDO) image/make enmesh target/image/enmesh.qcow2
+
+images-for-tests: packages-before
+	@$(SUDO) image/make enmesh target/image/enmesh.qcow2
+	@$(SUDO) image/make stock target/image/stock.qcow2
+
 # --- run ---------------------------------------------------------------------------------------
 
 .PHONY: demo bench
@@ -104,7 +126,7 @@ bench: tools-netns can-be-root build ## figures, side by side with how it is don
 
 # --- tests -------------------------------------------------------------------------------------
 
-LEVELS := check test-unit test-netns test-host test-lab test-demo
+LEVELS := check test-unit test-netns test-host test-lab test-vm test-demo
 
 .PHONY: test lint deny $(LEVELS)
 test: ## all levels below, then a summary
@@ -134,12 +156,17 @@ test-host: tools-host can-be-root packages-before ## level: real systemd in boot
 	@export LEVEL_RUNS_IGNORED=1; \
 	tests=$$(scripts/tests-with host-tests); \
 	CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT)' \
-	    scripts/level host 900 $(TEST) --features host-tests $$tests -- --test-threads=1 --skip lab::
+	    scripts/level host 900 $(TEST) --features host-tests $$tests -- --test-threads=1 --skip lab:: --skip vm::
 
 test-lab: tools-host can-be-root build ## level: three booted hosts, a real Consul, restarts under load; root
 	@export LEVEL_RUNS_IGNORED=1; \
 	CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT)' \
 	    scripts/level lab 900 $(TEST) --features host-tests --test host -- --test-threads=1 --nocapture lab::
+
+test-vm: tools-vm can-be-root images-for-tests ## level: machines that really boot, in QEMU; root
+	@export LEVEL_RUNS_IGNORED=1; \
+	CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT)' \
+	    scripts/level vm 1200 $(TEST) --features host-tests --test host -- --test-threads=2 --nocapture vm::
 
 test-demo: tools-netns can-be-root build ## level: the demo, every claim of it checked; root
 	@scripts/level demo 300 scripts/demo-holds $(AS_ROOT) target/enmesh demo --json

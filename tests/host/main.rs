@@ -25,6 +25,7 @@
 //! | `namespaces` | services in network namespaces for themselves |
 //! | `deploy` | who sets machines up: cloud-init, the Vagrant labs, Ansible |
 //! | `lab` | the whole product with a real Consul: three machines |
+//! | `vm` | the whole product on machines that really boot, from a package and from an image |
 //! | `manager` | the whole product and systemd: watchdog, reload, scopes by unit, names, journal |
 
 #![allow(
@@ -53,3 +54,4 @@ mod switch;
 mod takeover;
 mod tree;
 mod units;
+mod vm;

@@ -9,4 +9,4 @@
 //! | `role` | the Ansible role |
 
 mod first_boot;
-mod seed;
+pub mod seed;
