@@ -105,10 +105,15 @@ tools-packages:
 packages-before: packages
 	@scripts/packages target/packages/before 0.0.1 >/dev/null
 
-.PHONY: image images-for-tests
+.PHONY: image image-seat images-for-tests
 image: packages ## a disk that boots by itself: Debian, Consul, Envoy, enmesh; target/image/enmesh.qcow2
 	@$(MAKE) tools-image can-be-root
 	@$(SUDO) image/make enmesh target/image/enmesh.qcow2
+
+image-seat: packages ## what Packer takes along for image/enmesh.pkr.hcl, in target/image/seat
+	@scripts/fetch-envoy
+	@scripts/fetch-consul
+	@image/seat target/image/seat packer
 
 images-for-tests: packages-before
 	@$(SUDO) image/make enmesh target/image/enmesh.qcow2

@@ -1,9 +1,9 @@
 # The image by Packer: the same Debian, set up by the same script as in image/make, for where images are made that way.
 #
-#   packer init image && packer build -var image=URL -var checksum=sha256:… image
+#   make image-seat && packer build image/enmesh.pkr.hcl
 #
-# `image` is one of Debian's own cloud images (genericcloud, qcow2). The folder that is handed over, `seat`, holds
-# enmesh.deb, envoy, consul, and the script; `make image-seat` fills it.
+# `image` is one of Debian's own cloud images (genericcloud, qcow2). `make image-seat` fills the folder that is handed
+# over, and makes a key for the time of the build.
 
 variable "image" {
   type    = string
@@ -37,8 +37,8 @@ source "qemu" "debian" {
   vm_name          = "enmesh.qcow2"
   ssh_username     = "debian"
   # The way in for the time of the build: user-data on a disk of its own. The script clears it away.
-  ssh_private_key_file = "target/image/seat/key"
-  cd_files             = ["target/image/seat/meta-data", "target/image/seat/user-data"]
+  ssh_private_key_file = "${var.seat}-seed/key"
+  cd_files             = ["${var.seat}-seed/meta-data", "${var.seat}-seed/user-data"]
   cd_label             = "cidata"
   shutdown_command     = "sudo poweroff"
 }
