@@ -20,7 +20,7 @@ use crate::switch::Switch;
 /// What a boot may take, with half a core and no acceleration.
 const BOOT: Duration = Duration::from_secs(240);
 /// What a command inside, or what happens by itself, may take.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(240);
 /// What one end of the serial line says first, at each boot.
 const READY: &str = "ready";
 /// The other end: runs what comes as a line, and sends back the exit status and what was printed.

@@ -102,6 +102,12 @@ fn figures(guest: &mut Guest) {
 
 /// Each ends in a coded error that is seen, and is over when its cause is.
 fn faults(guest: &mut Guest, peer: &Peer) {
+    // A service file is wrong, as user-data may bring it.
+    guest.must("printf 'name = \"bad\"\\nport = 99999\\n' >/etc/enmesh/services/bad.toml");
+    println!("a bad file: {}", guest.until_fault("ENM-C").trim());
+    guest.must("rm /etc/enmesh/services/bad.toml");
+    guest.until("no bad file", "enmesh status");
+
     // The disk is full.
     guest.must(
         "fallocate -l $(($(stat -f -c '%f * %S' /) - (50 << 20))) /full; dd if=/dev/zero of=/full2 bs=64k status=none; \
