@@ -206,7 +206,7 @@ fn files(machine: &Machine) -> BTreeSet<String> {
 
 #[test]
 fn the_debian_package_comes_upgrades_goes_and_leaves_nothing() {
-    let (machine, [old, new]) = boot("deb", "deb", Kind::Base);
+    let (mut machine, [old, new]) = boot("deb", "deb", Kind::Base);
     let before = files(&machine);
     machine.must(&["dpkg", "--install", &old]);
     for unit in ["enmesh.service", "enmesh-early.service"] {
@@ -237,6 +237,7 @@ fn the_debian_package_comes_upgrades_goes_and_leaves_nothing() {
     // It comes back as it was.
     machine.must(&["dpkg", "--install", &new]);
     assert_eq!(join(&machine), api);
+    what_it_adds_to_a_boot(&mut machine);
 
     machine.must(&["dpkg", "--purge", "enmesh"]);
     assert_nothing_left(&machine);
@@ -252,6 +253,38 @@ fn the_debian_package_comes_upgrades_goes_and_leaves_nothing() {
     assert!(left.is_empty(), "left after the purge: {left:#?}");
     let shadow = machine.must(&["getent", "shadow", "envoy"]);
     assert!(shadow.starts_with("envoy:!"), "the user stays, locked: {shadow}");
+}
+
+/// Before the network comes up: what closes the host. At the end: what waits until the sidecars are live.
+fn what_it_adds_to_a_boot(machine: &mut Machine) {
+    machine.must(&["systemctl", "enable", "enmesh-early.service"]);
+    machine.reboot();
+    let chain = ["systemd-analyze", "critical-chain", "--no-pager", "network.target", "multi-user.target"];
+    println!("{}", machine.must(&chain));
+    for unit in ["enmesh-early.service", "enmesh.service"] {
+        let at = |name| machine.property(unit, name).parse::<u64>().expect("microseconds");
+        let took = at("ActiveEnterTimestampMonotonic") - at("InactiveExitTimestampMonotonic");
+        println!("{unit} took {} ms of the boot", took / 1000);
+        // A multiple of what is seen, for a machine that is busy.
+        assert!((1..5_000_000).contains(&took), "{unit} took {took} us");
+    }
+    println!(
+        "{}",
+        machine
+            .must(&["systemd-analyze", "blame", "--no-pager"])
+            .lines()
+            .take(8)
+            .collect::<Vec<_>>()
+            .join("\n")
+    );
+    for (unit, most) in [("enmesh.service", 2.5), ("enmesh-early.service", 2.0), ("envoy@api.service", 2.0)] {
+        let said = machine.must(&["systemd-analyze", "security", "--no-pager", unit]);
+        let points = said.split("exposure level for").nth(1).and_then(|end| end.split_whitespace().nth(1));
+        let points: f64 = points.expect("a level").parse().expect("points");
+        println!("{unit}: exposure {points}");
+        // docs/hardening.md says what they are made of.
+        assert!(points <= most, "{unit} is rated {points}");
+    }
 }
 
 #[test]
