@@ -68,6 +68,10 @@ fn is_closed_through_a_reboot(guest: &mut Guest, peer: &Peer) {
     println!("stock: in the mesh {:?} after the order to boot again", guest.uptime());
     let (tries, heard) = dialler.stop();
     let tally = tap.tally();
+    let said = guest.must(
+        "journalctl -b --no-pager -o short-monotonic | grep -iE 'enmesh|cycle|network-pre|nft|app.service|eager' | cut -c1-200 | head -n 40",
+    );
+    println!("{said}");
     println!("{tries} dialled in from outside, {heard} were heard; on the wire: {tally:?}");
     assert!(tries > 50, "somebody tried");
     assert_eq!(heard, 0);
@@ -185,6 +189,7 @@ impl Dialler {
         let (end, counts): (Arc<AtomicBool>, Arc<[AtomicUsize; 2]>) = Default::default();
         let (over, seen) = (Arc::clone(&end), Arc::clone(&counts));
         let address = (Ipv4Addr::new(10, 77, 0, 20), API_PORT).into();
+        let started = Instant::now();
         let dial = move || {
             while !over.load(Ordering::Relaxed) {
                 let limit = Duration::from_millis(500);
@@ -193,6 +198,9 @@ impl Dialler {
                     let _ = stream.write_all(b"GET / HTTP/1.0\r\n\r\n");
                     let mut said = String::new();
                     let _ = stream.read_to_string(&mut said);
+                    if said.contains(MARK) {
+                        println!("heard in the clear {:?} after the beginning", started.elapsed());
+                    }
                     seen[1].fetch_add(usize::from(said.contains(MARK)), Ordering::Relaxed);
                 }
                 seen[0].fetch_add(1, Ordering::Relaxed);
