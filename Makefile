@@ -28,7 +28,7 @@ help: ## this list
 
 # --- tools -------------------------------------------------------------------------------------
 
-.PHONY: rust tools tools-build tools-netns tools-host can-be-root
+.PHONY: rust tools tools-build tools-netns tools-host tools-packages tools-image tools-vm can-be-root
 rust:
 	@scripts/need-rust
 
@@ -57,7 +57,20 @@ tools-host: tools-netns
 	    'mmdebstrap:mmdebstrap:host tests boot a small Debian tree, which it makes' \
 	    'systemd-nspawn:systemd-container:host tests boot that tree with it'
 
-tools: tools-host ## install what is missing for all targets, saying what and why
+tools-image: tools-host tools-packages
+	@scripts/need \
+	    'qemu-img:qemu-utils:disks of machines are made with it' \
+	    'sfdisk:fdisk:it writes the partition table of the image' \
+	    'mkfs.vfat:dosfstools:the boot loader is on a partition of this kind' \
+	    'mcopy:mtools:files get there without mounting it'
+
+tools-vm: tools-image
+	@scripts/need \
+	    'qemu-system-x86_64:qemu-system-x86:machines boot in it' \
+	    'genisoimage:genisoimage:what a machine is told at its first boot is on a disk of this kind' \
+	    '/usr/share/ovmf/OVMF.fd:ovmf:the image boots by itself, with this firmware'
+
+tools: tools-vm ## install what is missing for all targets, saying what and why
 	@scripts/need-rust fmt clippy
 	@echo 'tools: everything is here'
 
@@ -79,6 +92,33 @@ build: tools-build ## the static release binary, target/enmesh
 	@if ldd target/enmesh 2>&1 | grep -q '=>'; then echo 'error: target/enmesh is not static' >&2; exit 1; fi
 	@echo "target/enmesh: static, $$(stat -c %s target/enmesh | awk '{ printf "%.1f MB", $$1 / 1e6 }')"
 
+.PHONY: packages packages-before
+packages: build ## .deb, .rpm, tarball, bill of materials and checksums, in target/packages
+	@$(MAKE) tools-packages
+	@scripts/packages
+
+tools-packages:
+	@scripts/need 'python3:python3:the bill of materials is made with it'
+	@scripts/fetch-nfpm
+
+# What tests upgrade from: the same program in a package of a lower version.
+packages-before: packages
+	@scripts/packages target/packages/before 0.0.1 >/dev/null
+
+.PHONY: image image-seat images-for-tests
+image: packages ## a disk that boots by itself: Debian, Consul, Envoy, enmesh; target/image/enmesh.qcow2
+	@$(MAKE) tools-image can-be-root
+	@$(SUDO) image/make enmesh target/image/enmesh.qcow2
+
+image-seat: packages ## what Packer takes along for image/enmesh.pkr.hcl, in target/image/seat
+	@scripts/fetch-envoy
+	@scripts/fetch-consul
+	@image/seat target/image/seat packer
+
+images-for-tests: packages-before
+	@$(SUDO) image/make enmesh target/image/enmesh.qcow2
+	@$(SUDO) image/make stock target/image/stock.qcow2
+
 # --- run ---------------------------------------------------------------------------------------
 
 .PHONY: demo bench
@@ -91,7 +131,7 @@ bench: tools-netns can-be-root build ## figures, side by side with how it is don
 
 # --- tests -------------------------------------------------------------------------------------
 
-LEVELS := check test-unit test-netns test-group test-host test-lab test-demo
+LEVELS := check test-unit test-netns test-group test-host test-lab test-vm test-demo
 
 .PHONY: test lint deny $(LEVELS)
 test: ## all levels below, then a summary
@@ -122,16 +162,21 @@ test-group: tools-netns can-be-root ## level: real containers that share a netwo
 	    scripts/level group 900 $(TEST) --features group-tests $$tests -- --test-threads=1 --nocapture
 
 # What is ignored there runs inside the booted containers, started by the tests outside.
-test-host: tools-host can-be-root build ## level: real systemd in booted containers; root
+test-host: tools-host can-be-root packages-before ## level: real systemd in booted containers; root
 	@export LEVEL_RUNS_IGNORED=1; \
 	tests=$$(scripts/tests-with host-tests); \
 	CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT)' \
-	    scripts/level host 900 $(TEST) --features host-tests $$tests -- --test-threads=1 --skip lab::
+	    scripts/level host 900 $(TEST) --features host-tests $$tests -- --test-threads=1 --skip lab:: --skip vm::
 
 test-lab: tools-host can-be-root build ## level: three booted hosts, a real Consul, restarts under load; root
 	@export LEVEL_RUNS_IGNORED=1; \
 	CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT)' \
 	    scripts/level lab 900 $(TEST) --features host-tests --test host -- --test-threads=1 --nocapture lab::
+
+test-vm: tools-vm can-be-root images-for-tests ## level: machines that really boot, in QEMU; root
+	@export LEVEL_RUNS_IGNORED=1; \
+	CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT)' \
+	    scripts/level vm 1200 $(TEST) --features host-tests --test host -- --test-threads=2 --nocapture vm::
 
 test-demo: tools-netns can-be-root build ## level: the demo, every claim of it checked; root
 	@scripts/level demo 300 scripts/demo-holds $(AS_ROOT) target/enmesh demo --json

@@ -13,6 +13,7 @@ mod hold;
 mod init;
 mod migrate;
 mod output;
+mod package_files;
 mod plan;
 mod probe;
 mod reap;
@@ -115,6 +116,9 @@ enum Verb {
     /// The applications of the demo's hosts
     #[command(hide = true)]
     DemoApp(demo::DemoApp),
+    /// Write man pages and completions
+    #[command(hide = true)]
+    PackageFiles(package_files::PackageFiles),
 }
 
 /// Parses the command line, does what it says, and returns the exit status.
@@ -168,6 +172,7 @@ fn dispatch(cli: Cli) -> Result<Answer, Fault> {
         Verb::Ca(verb) => verb.run(&global),
         Verb::Demo(verb) => verb.run(&global),
         Verb::DemoApp(verb) => verb.run(),
+        Verb::PackageFiles(verb) => verb.run(&global),
     }
 }
 

@@ -27,7 +27,7 @@ pub const ITSELF: &str = "/host-test";
 const PATH: &str = "PATH=/usr/sbin:/usr/bin:/sbin:/bin";
 /// Starts a program in a control group: `$1` is the group, the rest the command. There is no way to
 /// do this between fork and exec in safe Rust.
-const IN_GROUP: &str = r#"echo $$ >"$1/cgroup.procs" && shift && exec "$@""#;
+pub const IN_GROUP: &str = r#"echo $$ >"$1/cgroup.procs" && shift && exec "$@""#;
 
 /// What a machine gets from outside.
 #[derive(Clone, Default)]
@@ -309,7 +309,7 @@ pub fn claim(name: &str) -> (String, PathBuf) {
 }
 
 /// Ends every process in the control group and below.
-fn pull_the_plug(group: &Path) {
+pub fn pull_the_plug(group: &Path) {
     let _ = fs::write(group.join("cgroup.kill"), "1");
     let deadline = Instant::now() + Duration::from_secs(10);
     let populated =
@@ -355,7 +355,7 @@ fn machines() -> PathBuf {
 }
 
 /// Where control groups of version 2 are mounted.
-fn unified() -> PathBuf {
+pub fn unified() -> PathBuf {
     let mounts = fs::read_to_string("/proc/mounts").expect("/proc is mounted");
     let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
     let mount = fields.find(|fields| fields[2] == "cgroup2");

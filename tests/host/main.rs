@@ -19,12 +19,14 @@
 //! | `life` | the whole product: two services through restarts, kills, an upgrade and the end |
 //! | `early` | closed from power-on to power-off |
 //! | `scopes` | units named in scopes, with users that are made at their start |
+//! | `install` | the .deb and the .rpm: install, upgrade under load, removal, purge |
 //! | `package` | a host without Envoy, whose package manager installs it |
 //! | `names` | a name server outside |
 //! | `namespaces` | services in network namespaces for themselves |
 //! | `deploy` | who sets machines up: cloud-init, the Vagrant labs, Ansible |
 //! | `far` | a third host at the other end of the cable |
 //! | `lab` | the whole product with a real Consul: three machines |
+//! | `vm` | the whole product on machines that really boot, from a package and from an image |
 //! | `manager` | the whole product and systemd: watchdog, reload, scopes by unit, names, journal |
 
 #![allow(
@@ -41,6 +43,7 @@ mod deploy;
 mod early;
 mod far;
 mod inner;
+mod install;
 mod lab;
 mod life;
 mod machine;
@@ -53,3 +56,4 @@ mod switch;
 mod takeover;
 mod tree;
 mod units;
+mod vm;

@@ -23,7 +23,7 @@ const SERVICE: &str = "name = \"web\"\nport = 8081\n\n[capture]\nscope = \"host\
 const PEERS: &str = "[[service]]\nname = \"db\"\n\n[[service.instance]]\naddress = \"10.77.0.1\"\n\
     port = 21000\nservice_port = 5432\n";
 
-type Files = Arc<BTreeMap<String, Vec<u8>>>;
+pub type Files = Arc<BTreeMap<String, Vec<u8>>>;
 
 fn lay_out(tree: &Path) {
     put(tree, "/etc/enmesh/enmesh.toml", "control_plane = \"static\"\n");
@@ -52,7 +52,7 @@ fn repository(folder: &Path) -> Files {
 }
 
 /// Serves it by HTTP, in the clear, as repositories do.
-fn serve(namespace: &Namespace, files: Files) {
+pub fn serve(namespace: &Namespace, files: Files) {
     let bind = || TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80)).unwrap();
     let listener = namespace.run(bind).unwrap();
     thread::spawn(move || {

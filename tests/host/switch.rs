@@ -11,7 +11,8 @@ use crate::machine::{claim, clear_away};
 
 /// A switch; ends with the value.
 pub struct Switch {
-    name: String,
+    /// Its namespace's name.
+    pub name: String,
     folder: PathBuf,
     outside: IpAddr,
     /// Where its bridge and its ports are.

@@ -26,6 +26,8 @@ pub enum Kind {
     Base,
     /// That, and who sets machines up: cloud-init and Ansible.
     Provisioned,
+    /// What enmesh needs, and rpm.
+    Rpm,
 }
 
 /// The tree, made now if need be. Machines copy it; nobody changes it.
@@ -38,6 +40,7 @@ pub fn made(kind: Kind) -> PathBuf {
     let release = release();
     let (name, packages) = match kind {
         Kind::Base => ("", PACKAGES.to_owned()),
+        Kind::Rpm => ("-rpm", format!("{PACKAGES},rpm")),
         Kind::Provisioned => ("-provisioned", format!("{PACKAGES},{PROVISIONERS}")),
     };
     let recipe = format!("{RECIPE}\n{release}\n{packages}\n{}\n", EXCLUDED.join("\n"));

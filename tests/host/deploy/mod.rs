@@ -12,5 +12,5 @@
 mod first_boot;
 mod labs;
 mod role;
-mod seed;
+pub mod seed;
 mod templates;

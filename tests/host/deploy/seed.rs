@@ -48,7 +48,7 @@ pub fn lay(tree: &Path, name: &str, parts: &[String]) {
 }
 
 /// The parts as one document of several.
-fn many(parts: &[String]) -> String {
+pub fn many(parts: &[String]) -> String {
     const BOUNDARY: &str = "a-part-begins-here";
     let mut text = format!("MIME-Version: 1.0\nContent-Type: multipart/mixed; boundary=\"{BOUNDARY}\"\n\n");
     for part in parts {
