@@ -18,7 +18,14 @@ use crate::reap::{self, Reaper, Report, Settings};
 /// Take out of Consul what hosts have left behind that are gone
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Services registered without an agent (registration = \"catalog\") stay in Consul until somebody takes them out. A host\nthat is told to stop does; for one that was killed, this does. Nothing goes at first sight: what is gone is remembered\nin Consul (enmesh/reap/) and goes when it was gone for --grace. Several may run; one at a time works.\n\nExamples:\n  enmesh reap --scope /subscriptions/ID/resourceGroups/NAME --dry-run\n  enmesh reap --scope /subscriptions/ID --interval 1m          in a container, for as long as it runs\n  enmesh reap --leases                                         for any container host, by leases alone\n  enmesh reap --scope /subscriptions/ID --max-share 100        half of all groups are gone, and that is right\n  systemctl enable --now enmesh-reap.timer                     every minute, by [reap] in enmesh.toml"
+    after_help = "Services registered without an agent (registration = \"catalog\") stay in Consul until somebody takes them out. \
+A host that is told to stop does; for one that was killed, this does. Nothing goes at first sight: what is gone is \
+remembered in Consul (enmesh/reap/) and goes when it was gone for --grace. Several may run; one at a time works.\n\n\
+Examples:\n  enmesh reap --scope /subscriptions/ID --dry-run         what would go?\n  \
+enmesh reap --scope /subscriptions/ID --interval 1m     go on, as a container\n  \
+enmesh reap --leases                                    by leases alone, on any platform\n  \
+enmesh reap --scope /subscriptions/ID --max-share 100   half of all are gone, and that is right\n  \
+systemctl enable --now enmesh-reap.timer                every minute, by [reap] in the host file"
 )]
 pub struct Reap {
     /// Ask the platform for the container groups of this subscription or resource group; more than once for several
