@@ -91,7 +91,7 @@ bench: tools-netns can-be-root build ## figures, side by side with how it is don
 
 # --- tests -------------------------------------------------------------------------------------
 
-LEVELS := check test-unit test-netns test-group test-host test-lab test-demo
+LEVELS := check test-unit test-netns test-group test-host test-lab test-deploy test-demo
 
 .PHONY: test lint deny $(LEVELS)
 test: ## all levels below, then a summary
@@ -126,12 +126,19 @@ test-host: tools-host can-be-root build ## level: real systemd in booted contain
 	@export LEVEL_RUNS_IGNORED=1; \
 	tests=$$(scripts/tests-with host-tests); \
 	CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT)' \
-	    scripts/level host 900 $(TEST) --features host-tests $$tests -- --test-threads=1 --skip lab::
+	    scripts/level host 900 $(TEST) --features host-tests $$tests -- --test-threads=1 --skip lab:: --skip deploy::
 
 test-lab: tools-host can-be-root build ## level: three booted hosts, a real Consul, restarts under load; root
 	@export LEVEL_RUNS_IGNORED=1; \
 	CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT)' \
 	    scripts/level lab 900 $(TEST) --features host-tests --test host -- --test-threads=1 --nocapture lab::
+
+test-deploy: tools-host can-be-root build ## level: cloud-init, the Vagrant labs, the Ansible role, the templates; root
+	@scripts/need 'vagrant:vagrant:the labs are validated with it'
+	@scripts/fetch-validators
+	@export LEVEL_RUNS_IGNORED=1; \
+	CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT)' \
+	    scripts/level deploy 900 $(TEST) --features host-tests --test host -- --test-threads=1 deploy::
 
 test-demo: tools-netns can-be-root build ## level: the demo, every claim of it checked; root
 	@scripts/level demo 300 scripts/demo-holds $(AS_ROOT) target/enmesh demo --json
