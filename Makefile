@@ -131,7 +131,7 @@ bench: tools-netns can-be-root build ## figures, side by side with how it is don
 
 # --- tests -------------------------------------------------------------------------------------
 
-LEVELS := check test-unit test-netns test-group test-host test-lab test-vm test-demo
+LEVELS := check test-unit test-netns test-group test-host test-lab test-deploy test-vm test-demo
 
 .PHONY: test lint deny $(LEVELS)
 test: ## all levels below, then a summary
@@ -166,7 +166,7 @@ test-host: tools-host can-be-root packages-before ## level: real systemd in boot
 	@export LEVEL_RUNS_IGNORED=1; \
 	tests=$$(scripts/tests-with host-tests); \
 	CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT)' \
-	    scripts/level host 900 $(TEST) --features host-tests $$tests -- --test-threads=1 --skip lab:: --skip vm::
+	    scripts/level host 900 $(TEST) --features host-tests $$tests -- --test-threads=1 --skip lab:: --skip vm:: --skip deploy::
 
 test-lab: tools-host can-be-root build ## level: three booted hosts, a real Consul, restarts under load; root
 	@export LEVEL_RUNS_IGNORED=1; \
@@ -177,6 +177,13 @@ test-vm: tools-vm can-be-root images-for-tests ## level: machines that really bo
 	@export LEVEL_RUNS_IGNORED=1; \
 	CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT)' \
 	    scripts/level vm 1200 $(TEST) --features host-tests --test host -- --test-threads=2 --nocapture vm::
+
+test-deploy: tools-host can-be-root build ## level: cloud-init, the Vagrant labs, the Ansible role, the templates; root
+	@scripts/need 'vagrant:vagrant:the labs are validated with it'
+	@scripts/fetch-validators
+	@export LEVEL_RUNS_IGNORED=1; \
+	CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT)' \
+	    scripts/level deploy 900 $(TEST) --features host-tests --test host -- --test-threads=1 deploy::
 
 test-demo: tools-netns can-be-root build ## level: the demo, every claim of it checked; root
 	@scripts/level demo 300 scripts/demo-holds $(AS_ROOT) target/enmesh demo --json

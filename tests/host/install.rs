@@ -76,13 +76,16 @@ fn join(machine: &Machine) -> SocketAddr {
     SocketAddr::new(address.parse().unwrap(), API_PORT)
 }
 
+/// What failed, when after the beginning, and how long it took.
+type Failure = (&'static str, Duration, Duration);
+
 /// New connections one after the other, and open ones that talk. Ends with the value.
 struct Load {
     end: Arc<AtomicBool>,
     made: Arc<AtomicUsize>,
     said: Arc<AtomicUsize>,
     /// What failed, when, and how long it took to fail.
-    failed: Arc<Mutex<Vec<(&'static str, Duration, Duration)>>>,
+    failed: Arc<Mutex<Vec<Failure>>>,
     threads: Vec<thread::JoinHandle<()>>,
 }
 

@@ -48,7 +48,7 @@ fn copy(from: &Path, to: &Path) {
         if entry.path().is_dir() {
             copy(&entry.path(), &there)
         } else {
-            drop(fs::copy(entry.path(), there).expect("room"))
+            fs::copy(entry.path(), there).expect("room");
         }
     }
 }
