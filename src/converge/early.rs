@@ -221,7 +221,7 @@ mod tests {
             calls += 1;
             Err(EarlyError::NoConfiguration.into())
         });
-        assert_eq!((never.unwrap_err().code.as_ref(), calls), ("ENM-D055", TRIES));
+        assert_eq!((never.unwrap_err().code, calls), ("ENM-D055", TRIES));
     }
 
     fn tree(state: Option<&str>, service: Option<&str>) -> (tempfile::TempDir, Root) {

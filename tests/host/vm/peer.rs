@@ -92,7 +92,7 @@ impl Peer {
         let package = |name: &str| {
             let files =
                 fs::read_dir(folder.join(name)).into_iter().flatten().flatten().map(|entry| entry.path());
-            let deb = files.filter(|path| path.extension().is_some_and(|ending| ending == "deb")).next();
+            let deb = files.find(|path| path.extension().is_some_and(|ending| ending == "deb"));
             fs::read(deb.expect("make packages-before")).unwrap()
         };
         let (old, new, envoy) =
