@@ -90,7 +90,7 @@ impl Peer {
     pub fn serve(&self) -> String {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
         let package = |name: &str| {
-            let files =
+            let mut files =
                 fs::read_dir(folder.join(name)).into_iter().flatten().flatten().map(|entry| entry.path());
             let deb = files.find(|path| path.extension().is_some_and(|ending| ending == "deb"));
             fs::read(deb.expect("make packages-before")).unwrap()
