@@ -22,6 +22,9 @@ use crate::netns;
 use crate::plan::{self, Bypasses, MeshView, OutboundCapture, Plan, RedirectPolicy, Who};
 use crate::redirect::{self, Desired, Firewall, Iptables, Nftables};
 
+/// How often the rules are tried, within what the unit's `TimeoutStartSec=` leaves.
+const TRIES: u32 = 3;
+
 /// What the rules at boot can run into.
 #[derive(Debug, thiserror::Error)]
 pub enum EarlyError {
@@ -114,7 +117,7 @@ pub async fn early(root: &Root) -> Early {
     let Some(policy) = policy.filter(|policy| !policy.is_empty()) else { return done };
     let firewall = firewall(root, driver.as_deref());
     let desired = Desired { policy, live: BTreeSet::new() };
-    match firewall.apply(&desired) {
+    match tried(|| firewall.apply(&desired)) {
         Ok(()) => done.rules = Some(desired.policy.clone()),
         Err(fault) => done.faults.push(fault),
     }
@@ -123,6 +126,12 @@ pub async fn early(root: &Root) -> Early {
         done.faults.extend(netns::ensure_virtual_route(net).await.err());
     }
     done
+}
+
+/// Once more where it failed: nobody repairs rules before the daemon runs, and the network comes up in either case. What
+/// was in the way at a boot (a processor that is busy, modules that are being loaded) is often over by then.
+fn tried(mut apply: impl FnMut() -> Result<(), Fault>) -> Result<(), Fault> {
+    (1..TRIES).find_map(|_| apply().ok()).map_or_else(apply, Ok)
 }
 
 fn record(root: &Root) -> Result<Record, Fault> {
@@ -197,6 +206,23 @@ fn firewall(root: &Root, last: Option<&str>) -> Box<dyn Firewall> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_fails_at_boot_is_tried_again_and_told_in_the_end() {
+        let mut calls = 0;
+        let late = tried(|| {
+            calls += 1;
+            if calls < TRIES { Err(EarlyError::NoConfiguration.into()) } else { Ok(()) }
+        });
+        assert!(late.is_ok());
+        assert_eq!(calls, TRIES);
+        calls = 0;
+        let never = tried(|| {
+            calls += 1;
+            Err(EarlyError::NoConfiguration.into())
+        });
+        assert_eq!((never.unwrap_err().code, calls), ("ENM-D055", TRIES));
+    }
 
     fn tree(state: Option<&str>, service: Option<&str>) -> (tempfile::TempDir, Root) {
         let dir = tempfile::tempdir().unwrap();

@@ -76,7 +76,7 @@ fn join(machine: &Machine) -> SocketAddr {
     SocketAddr::new(address.parse().unwrap(), API_PORT)
 }
 
-/// What failed, when after the beginning, and how long it took.
+/// On which kind of connection, when, and how long it took to fail.
 type Failure = (&'static str, Duration, Duration);
 
 /// New connections one after the other, and open ones that talk. Ends with the value.
@@ -84,7 +84,6 @@ struct Load {
     end: Arc<AtomicBool>,
     made: Arc<AtomicUsize>,
     said: Arc<AtomicUsize>,
-    /// What failed, when, and how long it took to fail.
     failed: Arc<Mutex<Vec<Failure>>>,
     threads: Vec<thread::JoinHandle<()>>,
 }
@@ -131,7 +130,7 @@ impl Load {
     }
 
     /// New connections, answers over open ones, and failures of either.
-    fn stop(mut self) -> (usize, usize, Vec<(&'static str, Duration, Duration)>) {
+    fn stop(mut self) -> (usize, usize, Vec<Failure>) {
         self.end.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
             let _ = thread.join();

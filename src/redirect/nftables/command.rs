@@ -5,9 +5,10 @@ use std::time::Duration;
 use crate::base::exec::{self, Output};
 use crate::redirect::RedirectError;
 
-/// `nft` takes about 10 ms for our table and 200 ms for one of 10 000 elements; what takes longer
-/// than this hangs.
-const LIMIT: Duration = Duration::from_secs(5);
+/// `nft` takes about 10 ms for our table and 200 ms for one of 10 000 elements. On a slow machine whose boot
+/// keeps every processor busy, and whose kernel loads its modules meanwhile, it was seen to take more than
+/// 5 s for a first table; what takes longer than this hangs. Less than the daemon's watchdog has patience for.
+const LIMIT: Duration = Duration::from_secs(20);
 
 /// Runs `nft` and returns what it prints.
 ///
