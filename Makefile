@@ -131,7 +131,7 @@ bench: tools-netns can-be-root build ## figures, side by side with how it is don
 
 # --- tests -------------------------------------------------------------------------------------
 
-LEVELS := check test-unit test-netns test-group test-host test-lab test-deploy test-vm test-demo
+LEVELS := check test-unit test-netns test-group test-host test-lab test-deploy test-demo
 
 .PHONY: test lint deny $(LEVELS)
 test: ## all levels below, then a summary

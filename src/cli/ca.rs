@@ -14,6 +14,7 @@ use crate::mesh::{self, InitRequest, IssueRequest, TrustDomain};
 
 /// A local certificate authority, for the control plane `static`
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  enmesh ca init\n  enmesh ca issue api --out /tmp/api-host-ca")]
 pub struct Ca {
     #[command(subcommand)]
     verb: Verb,
@@ -34,7 +35,7 @@ enum Verb {
         force: bool,
     },
     /// Issue a certificate for a service that runs on a host without the authority's key
-    #[command(after_help = "Example:\n  enmesh ca issue api --out /tmp/api-host-ca")]
+    #[command(after_help = "Examples:\n  enmesh ca issue api --out /tmp/api-host-ca")]
     Issue {
         /// The service's name
         service: ServiceName,

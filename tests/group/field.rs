@@ -95,6 +95,11 @@ impl Field {
         fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
     }
 
+    /// The file with the token that may everything.
+    pub fn operator(&self) -> &std::path::Path {
+        &self.operator
+    }
+
     fn consul<T: Send>(&self, work: impl AsyncFnOnce(&Client) -> T + Send) -> T {
         let config = ConsulConfig { token_file: Some(self.operator.clone()), ..ConsulConfig::default() };
         self.docker.outside.run_async(async || work(&client_of(&config)).await).unwrap()

@@ -15,7 +15,10 @@ mod acl_bed;
 #[path = "../support/consul_bed.rs"]
 mod bed;
 mod docker;
+#[path = "../support/fake_azure.rs"]
+mod fake_azure;
 mod field;
 mod life;
 mod reduced;
 mod rolling;
+mod whole;

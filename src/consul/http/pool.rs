@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 use std::fmt;
 use std::future::poll_fn;
+use std::net::{IpAddr, UdpSocket};
 use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
@@ -32,6 +33,8 @@ pub(super) struct Connection {
     driver: Pin<Box<dyn Future<Output = ()>>>,
     /// What it was made with, if it has TLS.
     pub tls: Option<Ready>,
+    /// From which address of this host, if it goes over IP.
+    from: Option<IpAddr>,
     since: Instant,
 }
 
@@ -45,7 +48,12 @@ impl Connection {
             let _ = connection.await;
             std::future::pending().await
         });
-        Ok(Connection { sender, driver, tls, since: Instant::now() })
+        Ok(Connection { sender, driver, tls, from: None, since: Instant::now() })
+    }
+
+    /// The same, from that address of this host.
+    pub fn from(self, address: Option<IpAddr>) -> Self {
+        Connection { from: address, ..self }
     }
 
     /// Does `work` with the sender. The stream moves in the same future, so that nothing outlives a
@@ -58,8 +66,12 @@ impl Connection {
         }
     }
 
-    /// Whether the other side still holds it, as far as the kernel knows by now.
+    /// Whether it still leads somewhere, as far as the kernel knows by now. When the host has lost the address that it
+    /// goes out from, answers find the way back no more, and nobody says so.
     async fn is_alive(&mut self) -> bool {
+        if self.from.is_some_and(|address| UdpSocket::bind((address, 0)).is_err()) {
+            return false;
+        }
         // Lets the runtime hear from the kernel first.
         tokio::task::yield_now().await;
         let driver = &mut self.driver;

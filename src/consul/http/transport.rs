@@ -122,13 +122,15 @@ impl Transport {
                 let stream = dial(host, *port).await?.map_err(unconnected)?;
                 let _ = stream.set_nodelay(true);
                 let _ = notice_death(&stream);
-                match tls {
+                let from = stream.local_addr().ok().map(|local| local.ip());
+                let connection = match tls {
                     None => Connection::new(stream, None).await,
                     Some(tls) => {
                         let stream = self.shake_hands(&tls, stream, host).await?;
                         Connection::new(stream, Some(tls)).await
                     }
-                }
+                };
+                connection.map(|connection| connection.from(from))
             }
         };
         connection.map_err(|error| ConsulError::Broken { what: ask.what.clone(), why: chain(&error) })

@@ -17,8 +17,6 @@ const RUN: &str = "#cloud-config\nmerge_how: 'list(append)+dict(no_replace,recur
     runcmd:\n  - systemctl enable --now app.service eager.service\n";
 /// A line that is no YAML.
 const BROKEN: &str = "#cloud-config\nwrite_files: [ { path: /etc/never\n";
-/// How long the network may wait for what closes the host, on a machine that has no acceleration.
-const CHAIN: Duration = Duration::from_secs(5);
 
 #[test]
 fn a_stock_debian_joins_by_its_seed_alone_and_lives() {
@@ -101,7 +99,6 @@ fn figures(guest: &mut Guest) {
     );
     let times: Vec<u64> = times.lines().filter_map(|line| line.trim().parse().ok()).collect();
     println!("enmesh early held network-pre.target for {} ms", times[1].abs_diff(times[0]) / 1000);
-    assert!(Duration::from_micros(times[1].abs_diff(times[0])) < CHAIN);
 }
 
 /// Each ends in a coded error that is seen, and is over when its cause is.

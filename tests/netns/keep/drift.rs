@@ -140,7 +140,10 @@ fn of_iptables_nft_the_chains_of_others_are_theirs() {
     }
     let work = processor_time(&bed);
     std::thread::sleep(Duration::from_secs(2));
-    assert_eq!((count(&bed), processor_time(&bed) - work), (0, 0), "{}", bed.log());
+    assert_eq!(count(&bed), 0, "{}", bed.log());
+    // One tick may be due to what was counted only in part before; looking at each change takes dozens.
+    let work = processor_time(&bed) - work;
+    assert!(work <= 1, "{work} ticks\n{}", bed.log());
 }
 
 /// Own and children's processor time, in ticks of 10 ms.
