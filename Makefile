@@ -131,9 +131,12 @@ bench: tools-netns can-be-root build ## figures, side by side with how it is don
 
 # --- tests -------------------------------------------------------------------------------------
 
-LEVELS := check test-unit test-netns test-group test-host test-lab test-deploy test-demo
+LEVELS := check test-unit test-netns test-group test-host test-lab test-demo
 
-.PHONY: test lint deny $(LEVELS)
+# These boot for a long time, or fetch a lot: each is run for itself.
+MORE_LEVELS := test-deploy test-vm
+
+.PHONY: test lint deny $(LEVELS) $(MORE_LEVELS)
 test: ## all levels below, then a summary
 	@scripts/levels $(LEVELS)
 

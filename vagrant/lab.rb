@@ -4,7 +4,7 @@
 require "json"
 
 module Lab
-  # A box with cloud-init, for VirtualBox. The prebuilt image is packed into another one (prebuilt-image/README.md).
+  # A box with cloud-init, for VirtualBox. The prebuilt image (docs/image.md) is packed into another one.
   STOCK_BOX = "ubuntu/jammy64"
   # Written by vagrant/serve: where the packages of this repository can be had from inside a machine, and their checksums.
   PACKAGES = File.join(__dir__, "packages.env")
