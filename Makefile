@@ -157,7 +157,7 @@ test-unit: tools-build ## level: no root, no network, seconds (after the build)
 test-netns: tools-netns can-be-root ## level: the real kernel and the real Envoy, in namespaces; root
 	@tests=$$(scripts/tests-with netns-tests); \
 	CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT)' \
-	    scripts/level netns 900 $(TEST) --features netns-tests $$tests -- --test-threads=$(TEST_THREADS)
+	    scripts/level netns 1500 $(TEST) --features netns-tests $$tests -- --test-threads=$(TEST_THREADS)
 
 test-group: tools-netns can-be-root ## level: real containers that share a network namespace, without systemd; root
 	@tests=$$(scripts/tests-with group-tests); \
