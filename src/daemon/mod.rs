@@ -40,8 +40,8 @@ use watch::Watcher;
 /// The daemon cannot start at all: another one runs, the firewall or the service manager is not to
 /// be had. What goes wrong later is reported and tried again.
 pub async fn run(root: Root) -> Result<(), Fault> {
-    start::check_environment(&root)?;
-    let privileges = start::shed_privileges(&root);
+    let config = start::check_environment(&root)?;
+    let privileges = start::shed_privileges(&root, config);
     if reap::is_init() {
         // The container's orphans are ours.
         tokio::task::spawn_local(reap::reap_orphans());
