@@ -64,11 +64,13 @@ tools-image: tools-host tools-packages
 	    'mkfs.vfat:dosfstools:the boot loader is on a partition of this kind' \
 	    'mcopy:mtools:files get there without mounting it'
 
-tools-vm: tools-image
+# QEMU first: where a newer qemu-utils of backports is, installing the rest of QEMU removes it.
+tools-vm:
 	@scripts/need \
 	    'qemu-system-x86_64:qemu-system-x86:machines boot in it' \
 	    'genisoimage:genisoimage:what a machine is told at its first boot is on a disk of this kind' \
 	    '/usr/share/ovmf/OVMF.fd:ovmf:the image boots by itself, with this firmware'
+	@$(MAKE) tools-image
 
 tools: tools-vm ## install what is missing for all targets, saying what and why
 	@scripts/need-rust fmt clippy
