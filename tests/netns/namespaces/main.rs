@@ -15,3 +15,4 @@ mod calls;
 #[path = "../../support/host_bed.rs"]
 mod host_bed;
 mod keep;
+mod trial;
