@@ -86,6 +86,7 @@ fn is_closed_through_a_reboot(guest: &mut Guest, peer: &Peer) {
 }
 
 fn figures(guest: &mut Guest) {
+    guest.until("the end of the boot", "systemctl is-system-running | grep -E 'running|degraded'");
     let chain = guest
         .must("systemd-analyze critical-chain --no-pager enmesh-early.service enmesh.service 2>&1 || true");
     let blame = guest.must("systemd-analyze blame --no-pager | grep -E 'enmesh|envoy' || true");
@@ -121,10 +122,8 @@ fn faults(guest: &mut Guest, peer: &Peer) {
 
     // The clock is a day behind.
     guest.must("timedatectl set-ntp false 2>/dev/null; date -s '-1 day'");
-    let told = guest.until(
-        "a word about the clock",
-        "enmesh doctor >/run/said 2>&1; grep -A1 -m1 ENM-D073 /run/said",
-    );
+    let told = guest
+        .until("a word about the clock", "enmesh doctor >/run/said 2>&1; grep -A1 -m1 ENM-D073 /run/said");
     println!("the clock: {}", told.trim());
     guest.must("date -s '+1 day'");
     guest.until("the right time", "enmesh wait --timeout 60s");
