@@ -183,8 +183,9 @@ test-vm: tools-vm can-be-root images-for-tests ## level: machines that really bo
 	CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT)' \
 	    scripts/level vm 1200 $(TEST) --features host-tests --test host -- --test-threads=2 --nocapture vm::
 
-test-deploy: tools-host can-be-root build ## level: cloud-init, the Vagrant labs, the Ansible role, the templates; root
-	@scripts/need 'vagrant:vagrant:the labs are validated with it'
+test-deploy: tools-host can-be-root packages ## level: cloud-init, the Vagrant labs, the Ansible role, the pages, the templates; root
+	@scripts/need 'vagrant:vagrant:the labs are validated with it' \
+	    'gpg:gnupg:the package repository of the tests is signed with it'
 	@scripts/fetch-validators
 	@export LEVEL_RUNS_IGNORED=1; \
 	CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT)' \

@@ -4,6 +4,8 @@
 //! | module | what |
 //! |---|---|
 //! | `seed` | a machine's user-data, as its cloud would hand it over |
+//! | `site` | where it fetches from: files, and a package repository |
+//! | `page` | pages of the documentation, whose commands are run |
 //! | `first_boot` | the parts in `cloud-init/`: valid, merged with others', joined, and failed |
 //! | `labs` | the Vagrant labs, machine by machine |
 //! | `role` | the Ansible role |
@@ -11,6 +13,8 @@
 
 mod first_boot;
 mod labs;
+mod page;
 mod role;
 pub mod seed;
+mod site;
 mod templates;

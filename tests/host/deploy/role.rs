@@ -6,8 +6,9 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::seed::{lay, part, repository, setting, stand_in_package};
-use crate::machine::{Machine, Setting, envoy};
+use super::seed::{lay, part, repository, setting};
+use super::site::package;
+use crate::machine::{Machine, Setting, envoy, put};
 
 /// Runs the play with these variables; `changed` and `failed` of its recap, and what was said.
 fn play(machine: &Machine, variables: &Value) -> (u64, u64, String) {
@@ -56,14 +57,14 @@ fn the_role_joins_a_machine_and_changes_nothing_twice() {
         runcmd:\n  - [systemctl, start, consul.service]\n";
     let machine = Machine::boot_in("role", setting, |tree| {
         lay(tree, "role", &[server, start.to_owned()]);
-        stand_in_package(&tree.join("root"));
+        put(tree, "/root/enmesh.deb", fs::read(package()).expect("a package"));
     });
     copy_in(&machine, &repository().join("ansible"), "/root/ansible");
     let program = fs::canonicalize(envoy()).expect("Envoy is there");
     fs::copy(&program, machine.path("/root/envoy")).expect("room for Envoy");
     let sum = machine.must(&["sha256sum", "/root/envoy"]).split(' ').next().unwrap_or_default().to_owned();
     let mut variables = json!({
-        "enmesh_package": "/root/enmesh_0_all.deb",
+        "enmesh_package": "/root/enmesh.deb",
         "enmesh_envoy_url": "file:///root/envoy",
         "enmesh_envoy_checksum": "0".repeat(64),
         "enmesh_services": [{ "name": "api", "port": 8080 }, { "name": "web", "capture": { "scope": "user:nobody" } }],
