@@ -185,7 +185,8 @@ test-vm: tools-vm can-be-root images-for-tests ## level: machines that really bo
 
 test-deploy: tools-host can-be-root packages ## level: cloud-init, the Vagrant labs, the Ansible role, the pages, the templates; root
 	@scripts/need 'vagrant:vagrant:the labs are validated with it' \
-	    'gpg:gnupg:the package repository of the tests is signed with it'
+	    'gpg:gnupg:the package repository of the tests is signed with it' \
+	    'qemu-img:qemu-utils:the box of a lab is made with it'
 	@scripts/fetch-validators
 	@export LEVEL_RUNS_IGNORED=1; \
 	CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT)' \

@@ -8,6 +8,7 @@
 //! | `page` | pages of the documentation, whose commands are run |
 //! | `first_boot` | the parts in `cloud-init/`: valid, merged with others', joined, and failed |
 //! | `labs` | the Vagrant labs, machine by machine |
+//! | `serve` | what the labs fetch from, their box, and Vagrant as far as it goes without a provider |
 //! | `role` | the Ansible role |
 //! | `templates` | the templates for container groups, and what validates them |
 
@@ -16,5 +17,6 @@ mod labs;
 mod page;
 mod role;
 pub mod seed;
+mod serve;
 mod site;
 mod templates;

@@ -50,6 +50,11 @@ impl Page {
         block
     }
 
+    /// The next block, as long as there is one.
+    pub fn next_if_any(&mut self) -> Option<Block> {
+        self.blocks.pop_front()
+    }
+
     /// Passes over the next block, which nobody can run here.
     pub fn leave_out(&mut self, first: &str, reason: &str) {
         let block = self.next(first);
@@ -92,6 +97,12 @@ impl Step {
         let (chdir, home) = (format!("--chdir={home}"), format!("HOME={home}"));
         let shell = ["env", &chdir, &home, "LC_ALL=C.UTF-8", "TERM=dumb", "bash", "-e", "-c", &script];
         self.hold(&machine.run(&[become_user, &shell].concat()))
+    }
+
+    /// Whether the page shows this, for who looks again until it does.
+    pub fn shows(&self, said: &str) -> bool {
+        let shown: Vec<String> = self.shown.iter().map(|line| normal(line)).collect();
+        fits(&shown, &said.lines().map(normal).collect::<Vec<_>>())
     }
 
     /// Holds an output against the page's.
@@ -210,7 +221,7 @@ fn normal(line: &str) -> String {
         let bare = word.trim_end_matches([',', ';', ')']);
         let process = at == 2 && phases.contains(&before) && is_number(word);
         let varies = match before {
-            "uid" | "Linux" | "served\":" => bare.starts_with(|c: char| c.is_ascii_digit()),
+            "uid" | "Linux" | "\"served\":" => bare.starts_with(|c: char| c.is_ascii_digit()),
             _ => process || is_time(bare) || is_generation(bare),
         };
         if varies { format!("~{}", &word[bare.len()..]) } else { (*word).to_owned() }

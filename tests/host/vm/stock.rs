@@ -121,10 +121,8 @@ fn faults(guest: &mut Guest, peer: &Peer) {
 
     // The clock is a day behind.
     guest.must("timedatectl set-ntp false 2>/dev/null; date -s '-1 day'");
-    let told = guest.until(
-        "a word about the clock",
-        "enmesh doctor >/run/said 2>&1; grep -A1 -m1 ENM-D073 /run/said",
-    );
+    let told = guest
+        .until("a word about the clock", "enmesh doctor >/run/said 2>&1; grep -A1 -m1 ENM-D073 /run/said");
     println!("the clock: {}", told.trim());
     guest.must("date -s '+1 day'");
     guest.until("the right time", "enmesh wait --timeout 60s");
