@@ -28,7 +28,7 @@ help: ## this list
 
 # --- tools -------------------------------------------------------------------------------------
 
-.PHONY: rust tools tools-build tools-netns tools-host tools-packages tools-image tools-vm can-be-root
+.PHONY: rust tools tools-build tools-netns tools-group tools-host tools-packages tools-image tools-vm can-be-root
 rust:
 	@scripts/need-rust
 
@@ -52,9 +52,11 @@ tools-netns: tools-build
 	@scripts/fetch-consul
 	@scripts/fetch-neighbours
 
-tools-host: tools-netns
+tools-group: tools-netns
+	@scripts/need 'mmdebstrap:mmdebstrap:the image of container groups, and the trees that host tests boot, are made with it'
+
+tools-host: tools-group
 	@scripts/need \
-	    'mmdebstrap:mmdebstrap:host tests boot a small Debian tree, which it makes' \
 	    'systemd-nspawn:systemd-container:host tests boot that tree with it'
 
 tools-image: tools-host tools-packages
@@ -127,7 +129,7 @@ images-for-tests: packages-before
 demo: tools-netns can-be-root build ## two hosts and a mesh between them, shown and checked
 	@$(AS_ROOT) target/enmesh demo
 
-bench: tools-netns can-be-root build ## figures, side by side with how it is done today
+bench: tools-group can-be-root build ## figures, side by side with how it is done today
 	@scripts/need 'python3:python3:the way of today begins with a generator in Python'
 	@CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT) ENMESH_BINARY=$(CURDIR)/target/enmesh' cargo bench --locked --bench figures
 
@@ -161,7 +163,7 @@ test-netns: tools-netns can-be-root ## level: the real kernel and the real Envoy
 	CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT)' \
 	    scripts/level netns 1500 $(TEST) --features netns-tests $$tests -- --test-threads=$(TEST_THREADS)
 
-test-group: tools-netns can-be-root ## level: real containers that share a network namespace, without systemd; root
+test-group: tools-group can-be-root ## level: real containers that share a network namespace, without systemd; root
 	@tests=$$(scripts/tests-with group-tests); \
 	CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT)' \
 	    scripts/level group 900 $(TEST) --features group-tests $$tests -- --test-threads=1 --nocapture

@@ -1,11 +1,13 @@
 //! `docs/errors.md` against the code: every code is documented, nothing else is, and no code means
-//! two things. `docs/traffic.md` against the tests, in `traffic`.
+//! two things. `docs/traffic.md` against the tests, in `traffic`; names of variables against the program, in `variables`.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that panics has failed")]
 
 mod source;
 #[path = "docs/traffic.rs"]
 mod traffic;
+#[path = "docs/variables.rs"]
+mod variables;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -86,21 +88,6 @@ fn the_page_says_each_code_once_and_says_something() {
         let known = |status| ["1", "64", "65", "69", "77", "–"].contains(&status);
         assert!(cells[0].split(" or ").all(known), "{code}: exit status {}", cells[0]);
     }
-}
-
-#[test]
-fn variables_of_the_page_are_those_of_the_program() {
-    let page = fs::read_to_string(root().join("docs/containers.md")).unwrap();
-    let is_of_name = |c: char| c.is_ascii_uppercase() || c == '_';
-    let names = page.match_indices("ENMESH_").map(|(start, _)| {
-        let rest = &page[start..];
-        rest[..rest.find(|c| !is_of_name(c)).unwrap_or(rest.len())].to_owned()
-    });
-    // The rule is said by prefixes.
-    let names: Vec<String> = names.filter(|name| !name.ends_with('_')).collect();
-    assert!(names.len() > 40, "{names:?}");
-    let unknown = enmesh::config::unknown_variables(names.into_iter());
-    assert!(unknown.is_empty(), "{unknown:?}");
 }
 
 #[test]

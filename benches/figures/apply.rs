@@ -99,6 +99,7 @@ pub fn desired(number: u16) -> Result<Desired, Box<dyn Error>> {
         bypass_interfaces: BTreeSet::new(),
     };
     let policy = RedirectPolicy {
+        own_calls: false,
         generation: Generation { number: number.into(), hash: "000000000000".to_owned() },
         bypass_uids: proxy_uids.iter().chain(&example.other_uids).copied().collect(),
         proxy_uids,

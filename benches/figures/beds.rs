@@ -16,3 +16,5 @@ mod bed;
 mod docker;
 #[path = "../../tests/group/field.rs"]
 pub mod field;
+#[path = "../../tests/group/image.rs"]
+mod image;

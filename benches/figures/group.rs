@@ -37,7 +37,7 @@ pub fn measure() -> Answer {
     let mut memory = (0, 0);
     for _ in 0..ROUNDS {
         let started = Instant::now();
-        field.enmesh(SERVICE, &["--detach", "--name", "idle"], &[], &["--version"])?;
+        field.enmesh(SERVICE, &["--detach", "--name", "idle"], &[], &["enmesh", "--version"])?;
         samples[0].times.push(started.elapsed());
         field.docker.run(&["rm", "--force", "idle"]);
 
@@ -95,7 +95,8 @@ fn resident(field: &Field) -> Result<(u64, u64), Box<dyn Error>> {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
         status.lines().find_map(|line| line.strip_prefix(key)?.split_whitespace().next()?.parse().ok())
     };
-    let envoy = children.split_whitespace().find(|pid| of(pid, "Uid:") == Some(5995));
+    let user = Some(field.docker.envoy_uid().into());
+    let envoy = children.split_whitespace().find(|pid| of(pid, "Uid:") == user);
     let own = of(&enmesh.to_string(), "VmRSS:").ok_or("no memory of enmesh")?;
     Ok((own, envoy.and_then(|pid| of(pid, "VmRSS:")).ok_or("no Envoy")?))
 }

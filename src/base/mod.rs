@@ -11,6 +11,7 @@ pub mod fault;
 pub mod files;
 pub mod http;
 pub mod netlink;
+pub mod own;
 pub mod process;
 pub mod root;
 pub mod units;

@@ -23,8 +23,11 @@ const PREFIX: &str = "ENMESH_";
 const SERVICE: &str = "ENMESH_SERVICE_";
 /// The variable without which there is no service.
 pub(super) const NAME: &str = "ENMESH_SERVICE_NAME";
-/// Others that the program reads: how it logs, and where the demo's Envoy is.
-const OTHERS: [&str; 2] = ["ENMESH_LOG", "ENMESH_ENVOY"];
+/// Others that the program reads, and what for.
+const OTHERS: [(&str, &str); 2] = [
+    ("ENMESH_LOG", "How it logs: `auto`, `json` or `text`."),
+    ("ENMESH_ENVOY", "Envoy's program, for `enmesh demo`."),
+];
 /// How often a check runs that is written in short.
 const INTERVAL: &str = "10s";
 
@@ -34,6 +37,29 @@ struct Variable {
     name: String,
     path: Vec<String>,
     form: Form,
+    /// What the key is for, in the words of its type.
+    about: String,
+}
+
+/// A variable as it is described to people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Described {
+    /// Its name.
+    pub name: &'static str,
+    /// The key of the host or the service file, with tables; none where no file says it.
+    pub key: Option<String>,
+    /// What it is for.
+    pub about: &'static str,
+}
+
+/// Every variable that the program reads by this prefix, those of files' keys first.
+pub(super) fn described() -> Vec<Described> {
+    let of_keys = variables().iter().map(|(_, variable)| Described {
+        name: &variable.name,
+        key: Some(variable.path.join(".")),
+        about: &variable.about,
+    });
+    of_keys.chain(OTHERS.map(|(name, about)| Described { name, key: None, about })).collect()
 }
 
 /// How a value is written.
@@ -90,7 +116,8 @@ impl Environment {
 
 /// Warnings about those of `names` that look like ours and are not.
 pub(super) fn unknown(names: impl Iterator<Item = String>) -> Vec<Fault> {
-    let known = || variables().iter().map(|(_, variable)| variable.name.as_str()).chain(OTHERS);
+    let known =
+        || variables().iter().map(|(_, variable)| variable.name.as_str()).chain(OTHERS.map(|(name, _)| name));
     let mut unknown: Vec<String> =
         names.filter(|name| name.starts_with(PREFIX) && !known().any(|it| it == name)).collect();
     unknown.sort_unstable();
@@ -126,14 +153,16 @@ fn variables() -> &'static [(bool, Variable)] {
 /// Collects the keys of the table that `schema` describes, and of the tables in it.
 fn walk(root: &Value, schema: &Value, path: &mut Vec<String>, prefix: &str, found: &mut Vec<Variable>) {
     let properties = schema.get("properties").and_then(Value::as_object);
-    for (key, schema) in properties.into_iter().flatten() {
-        let schema = resolved(root, schema);
+    for (key, told) in properties.into_iter().flatten() {
+        let schema = resolved(root, told);
         path.push(key.clone());
         if schema.get("properties").is_some() {
             walk(root, schema, path, prefix, found);
         } else {
             let name = format!("{prefix}{}", path.join("_").to_uppercase());
-            found.push(Variable { name, path: path.clone(), form: form(root, key, schema) });
+            let about =
+                told.get("description").and_then(Value::as_str).unwrap_or_default().replace('\n', " ");
+            found.push(Variable { name, path: path.clone(), form: form(root, key, schema), about });
         }
         path.pop();
     }
@@ -288,7 +317,7 @@ mod tests {
         {
             assert!(names.contains(&name), "{names:?}");
         }
-        assert!(!OTHERS.iter().any(|other| names.contains(other)));
+        assert!(!OTHERS.iter().any(|(other, _)| names.contains(other)));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use super::consul_rules;
 use super::de;
-use super::environment::{self, Environment};
+use super::environment::{self, Described, Environment};
 use super::error::{ConfigError, Problem};
 use super::host_rules;
 use super::legacy;
@@ -64,6 +64,11 @@ pub fn consul_from_environment(env: &dyn Fn(&str) -> Option<String>) -> (ConsulC
 /// Whether `fault` is about a variable of the environment, which lasts as long as the process.
 pub fn is_of_environment(fault: &Fault) -> bool {
     environment::is_of_environment(fault)
+}
+
+/// Every `ENMESH_*` variable that is read.
+pub fn variables() -> Vec<Described> {
+    environment::described()
 }
 
 /// Warnings about variables of the environment, by their names, that look like enmesh's own and are not.

@@ -27,12 +27,13 @@ use std::path::PathBuf;
 
 pub use address::{AddressConfig, AddressSource};
 pub use check::{Check, CheckStatus};
+pub use environment::Described;
 pub use host::{
     AtStop, ConsulConfig, ControlPlane, DnsConfig, Driver, EnvoyConfig, HostConfig, LoginConfig,
     NamespacesConfig, PortsConfig, Profile, ReadinessConfig, RegistrationMode, StaticConfig, StopConfig,
 };
 pub use load::{
-    consul_from_environment, is_of_environment, load, load_beside, load_path, unknown_variables,
+    consul_from_environment, is_of_environment, load, load_beside, load_path, unknown_variables, variables,
     watched_paths,
 };
 pub use platform::{IdentityConfig, PlatformConfig, ReapConfig, is_group, is_scope};

@@ -23,6 +23,12 @@ pub enum ConsulError {
         /// The address.
         server: String,
     },
+    /// Nobody listens there, or rules of a sealed host refuse what has no mark.
+    #[error("{server} refused the connection, which enmesh may not mark as its own")]
+    Unmarked {
+        /// The address.
+        server: String,
+    },
     /// The network does not lead there.
     #[error("{server} cannot be reached")]
     Unreachable {
@@ -310,6 +316,7 @@ impl ConsulError {
     pub fn is_transient(&self) -> bool {
         match self {
             ConsulError::Refused { .. }
+            | ConsulError::Unmarked { .. }
             | ConsulError::Unreachable { .. }
             | ConsulError::Name { .. }
             | ConsulError::Timeout { .. }
@@ -327,6 +334,7 @@ impl Explain for ConsulError {
         match self {
             ConsulError::Address { .. } => "ENM-K001",
             ConsulError::Refused { .. } => "ENM-K002",
+            ConsulError::Unmarked { .. } => "ENM-K008",
             ConsulError::Unreachable { .. } => "ENM-K003",
             ConsulError::Name { .. } => "ENM-K004",
             ConsulError::Timeout { .. } => "ENM-K005",
@@ -374,6 +382,9 @@ impl Explain for ConsulError {
             ConsulError::Address { .. } => "write http://HOST:PORT, https://HOST:PORT or unix:///PATH",
             ConsulError::Refused { .. } => {
                 "is the agent running? `systemctl status consul`; its address is `[consul] address` or CONSUL_HTTP_ADDR"
+            }
+            ConsulError::Unmarked { .. } => {
+                "is Consul running there? If so, rules of `on_proxy_failure = \"sealed\"` let nobody pass but enmesh with CAP_NET_ADMIN or CAP_NET_RAW, of which `SO_MARK` needs one"
             }
             ConsulError::Unreachable { .. } => {
                 "look at routes and firewalls between this host and that address"

@@ -175,6 +175,7 @@ fn plan_of_nobody(host: &HostConfig, closed: bool) -> RedirectPolicy {
     };
     let id = "enmesh".parse::<ServiceId>().ok().filter(|_| closed);
     RedirectPolicy {
+        own_calls: false,
         generation: plan::Generation::default(),
         bypass_uids: BTreeSet::new(),
         proxy_uids: BTreeSet::new(),

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::ConvergeError;
 use super::memory::Memory;
-use super::namespaces::Record;
+use super::namespaces::{InForce, Record};
 use crate::base::files::{self, Access};
 use crate::base::{Deadline, Fault, Root};
 use crate::config::value::ServiceId;
@@ -104,6 +104,9 @@ pub struct Before {
     pub down: BTreeSet<ServiceId>,
     /// Its rules.
     pub guard: Option<Guard>,
+    /// The namespaces of its services, with theirs.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub namespaces: BTreeMap<String, InForce>,
 }
 
 impl Default for State {
@@ -191,6 +194,12 @@ impl State {
                 Ok((State::default(), Some(ConvergeError::UnreadableState { aside, source }.into())))
             }
         }
+    }
+
+    /// The namespaces of services, as they were set last.
+    pub fn in_force(&self) -> BTreeMap<String, InForce> {
+        let set = |(name, record): (&String, &Record)| Some((name.clone(), record.in_force.clone()?));
+        self.namespaces.iter().filter_map(set).collect()
     }
 
     /// Writes the state if it changed.

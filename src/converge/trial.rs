@@ -113,6 +113,7 @@ impl Engine {
             services: self.state.services.clone(),
             down: self.state.down.clone(),
             guard: self.state.guard.clone(),
+            namespaces: self.state.in_force(),
         }
     }
 
@@ -141,6 +142,7 @@ impl Engine {
             self.take_back().await;
             return Err(TrialError::TakenBack.into());
         }
+        self.namespaces.confirm(&self.state)?;
         let recorded = self.state.guard.as_ref().map(Guard::desired);
         if let Some(desired) = self.rules.clone().or(recorded) {
             let firewall = &self.adapters.firewall;
@@ -172,6 +174,7 @@ impl Engine {
             None => keep(&mut faults, self.adapters.firewall.drain()),
         }
         self.rules = desired;
+        faults.extend(self.namespaces.go_back(&before, &mut self.state));
         self.state.refused = (!before.is(&tried)).then(|| fingerprint(&tried));
         self.state.generation = self.state.generation.take().filter(|_| before.generation.is_some());
         self.state.host = before.host;

@@ -1,13 +1,10 @@
 //! The Consul agent of this host: at which ports others call it.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
-use super::problem::PlanError;
 use super::{AdsServer, HostFacts, Xds};
-use crate::base::Fault;
-use crate::config::value::{Cidr, PortSpec, Scope, UserSpec};
-use crate::config::{Bypass, Config, HostConfig, Mode, OnProxyFailure, ServiceConfig};
+use crate::config::HostConfig;
 
 /// Servers' RPC, and the gossip within a datacenter and between them: at their ports in Consul's table of ports.
 const BETWEEN_AGENTS: std::ops::RangeInclusive<u16> = 8300..=8302;
@@ -43,47 +40,6 @@ pub(super) fn ports(host: &HostConfig, facts: &HostFacts) -> BTreeSet<u16> {
         Place::Loopback | Place::Elsewhere => None,
     });
     BETWEEN_AGENTS.chain(opened).collect()
-}
-
-/// Warnings about services that cut enmesh itself off from Consul: sealed, the whole host is refused whatever it dials
-/// while the sidecar is not live, and the sidecar does not become live without Consul.
-pub(super) fn cut_off(config: &Config, facts: &HostFacts) -> Vec<Fault> {
-    let Some(address) = config.host.consul.address.as_deref().filter(|_| facts.consul) else {
-        return Vec::new();
-    };
-    if !matches!(place(address, facts), Place::Elsewhere) {
-        return Vec::new();
-    }
-    let sealed = |service: &&ServiceConfig| {
-        let capture = &service.capture;
-        service.enabled
-            && capture.mode == Mode::Transparent
-            && capture.scope == Scope::Host
-            && capture.on_proxy_failure == OnProxyFailure::Sealed
-            && !is_bypassed(&capture.bypass, address)
-    };
-    let warn = |service: &ServiceConfig| {
-        let id = service.id();
-        Fault::from(PlanError::CutOff { id: id.clone(), address: address.to_owned() }).of_service(id)
-    };
-    config.services.iter().filter(sealed).map(warn).collect()
-}
-
-/// Whether connections to `address` are left alone, as far as can be told without asking for names.
-fn is_bypassed(bypass: &Bypass, address: &str) -> bool {
-    let authority = authority(address);
-    let (host, port) = authority.rsplit_once(':').unwrap_or((authority, ""));
-    let ip = host.trim_matches(['[', ']']).parse::<IpAddr>().ok();
-    let by_port = |spec: &PortSpec| match spec {
-        PortSpec::Range(range) => port.parse().is_ok_and(|port| range.contains(port)),
-        PortSpec::Name(_) => true,
-    };
-    // A network may be that of a name.
-    let by_network = |cidr: &Cidr| ip.is_none_or(|ip| cidr.0.contains(&ip));
-    bypass.outbound_ports.iter().any(by_port)
-        || bypass.outbound_cidrs.iter().any(by_network)
-        || bypass.uids.contains(&UserSpec::Uid(0))
-        || bypass.uids.contains(&UserSpec::Name("root".to_owned()))
 }
 
 fn authority(address: &str) -> &str {
@@ -123,31 +79,6 @@ mod tests {
     use super::*;
     use crate::plan::Ads;
     use crate::plan::facts::HostAddress;
-
-    #[test]
-    fn a_host_that_seals_itself_off_from_consul_is_warned() {
-        let facts = HostFacts { consul: true, ..HostFacts::default() };
-        let warned = |address: &str, more: &str| {
-            let text = format!("name = \"api\"\n[capture]\non_proxy_failure = \"sealed\"\n{more}");
-            let mut config = Config { services: vec![toml::from_str(&text).unwrap()], ..Config::default() };
-            config.host.consul.address = Some(address.to_owned());
-            cut_off(&config, &facts).iter().map(|fault| fault.code).collect::<Vec<_>>()
-        };
-        let (by_ip, by_name) = ("http://10.9.0.9:8500", "https://consul.example:8501");
-        assert_eq!((warned(by_ip, ""), warned(by_name, "")), (vec!["ENM-P072"], vec!["ENM-P072"]));
-        assert_eq!(warned(by_ip, "bypass.outbound_cidrs = [\"10.8.0.0/16\"]"), ["ENM-P072"]);
-        let enough = [
-            "bypass.outbound_cidrs = [\"10.9.0.0/16\"]",
-            "bypass.outbound_ports = [8500, 8501]",
-            "bypass.uids = [\"root\"]",
-            "scope = \"user:1\"",
-            "mode = \"direct\"",
-        ];
-        for more in enough {
-            assert_eq!((warned(by_ip, more), warned(by_name, more)), (vec![], vec![]), "{more}");
-        }
-        assert_eq!(warned("http://127.0.0.1:8500", ""), Vec::<&str>::new());
-    }
 
     #[test]
     fn others_call_the_agent_that_is_here() {

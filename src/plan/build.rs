@@ -115,7 +115,7 @@ impl<'a> Builder<'a> {
             dns_modes: BTreeMap::new(),
             dns_inside: BTreeMap::new(),
             errors: reserved::errors(&config.host),
-            warnings: reserved::warnings(config).into_iter().chain(agent::cut_off(config, facts)).collect(),
+            warnings: reserved::warnings(config),
         }
     }
 
@@ -428,6 +428,7 @@ impl<'a> Builder<'a> {
         });
         let inside = inside.collect();
         let mut policy = std::mem::take(&mut self.captures).policy(pool, &self.mesh, &own, proxy_uids);
+        policy.own_calls = self.facts.consul && !policy.outbound.is_empty();
         let listen = self.host.dns.listen;
         if policy.inbound.values().any(|capture| capture.ports == InboundPorts::All) {
             let agent = agent::ports(self.host, self.facts);

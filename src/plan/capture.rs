@@ -189,6 +189,7 @@ impl Captures {
             outbound: self.outbound,
             inbound: self.inbound,
             agent_ports: BTreeSet::new(),
+            own_calls: false,
             dns: None,
             virtual_route: captured.then_some(pool),
             host_end: None,

@@ -34,6 +34,10 @@ pub struct RedirectPolicy {
     /// Ports at which others call the Consul agent of this host; [`InboundPorts::All`] leaves them alone.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub agent_ports: BTreeSet<u16>,
+    /// What enmesh sends in its own name, to Consul and to platforms, is left alone; it knows it by
+    /// [`OWN_MARK`](crate::base::own::OWN_MARK).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub own_calls: bool,
     /// DNS that goes to our resolver.
     pub dns: Option<DnsCapture>,
     /// Gets a route to loopback.

@@ -32,16 +32,6 @@ pub enum PlanError {
         /// The port.
         port: u16,
     },
-    /// A sealed host cannot reach a Consul elsewhere before its sidecar is live (a warning).
-    #[error(
-        "service `{id}` seals the whole host, so enmesh itself cannot call Consul at {address} until its sidecar is live"
-    )]
-    CutOff {
-        /// The service.
-        id: ServiceId,
-        /// As configured.
-        address: String,
-    },
     /// A user of a service file does not exist.
     #[error("service `{id}`: the user `{user}` of `{field}` does not exist on this host")]
     NoUser {
@@ -255,7 +245,6 @@ impl Explain for PlanError {
             PlanError::KeptLastGood { .. } => "ENM-P011",
             PlanError::ReservedPorts { .. } => "ENM-P070",
             PlanError::ReservedPort { .. } => "ENM-P071",
-            PlanError::CutOff { .. } => "ENM-P072",
             PlanError::PortBypassed { .. } => "ENM-P012",
             PlanError::FailsOpen { .. } => "ENM-P013",
             PlanError::TokenInFile { .. } => "ENM-P014",
@@ -277,9 +266,6 @@ impl Explain for PlanError {
             ),
             PlanError::ReservedPorts { .. } => {
                 "nobody outside the group would reach it; leave the key out, or stay within 15000 to 15099".to_owned()
-            }
-            PlanError::CutOff { .. } => {
-                "name Consul's network in `capture.bypass.outbound_cidrs`, or use `on_proxy_failure = \"closed\"`".to_owned()
             }
             PlanError::ReservedPort { .. } => "let the app use another port; 8080 is free".to_owned(),
             PlanError::NoUser { user, .. } => {

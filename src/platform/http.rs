@@ -15,14 +15,13 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use super::error::PlatformError;
 use crate::base::bearer::Secret;
-use crate::base::{ca, files};
+use crate::base::{ca, files, own};
 
 /// Largest file with CAs, in bytes.
 const CA_LIMIT: u64 = 4 << 20;
@@ -101,7 +100,7 @@ impl Http {
             server: server.clone(),
             why: error.to_string(),
         };
-        let stream = TcpStream::connect((host, port)).await.map_err(unreachable)?;
+        let stream = own::dial(host, port).await.and_then(|dialled| dialled).map_err(unreachable)?;
         let _ = stream.set_nodelay(true);
         let request = request(&uri, headers).ok_or_else(wrong)?;
         if !tls {

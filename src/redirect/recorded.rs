@@ -116,6 +116,7 @@ mod tests {
             server: crate::plan::DnsServer::Ours,
         };
         let policy = RedirectPolicy {
+            own_calls: false,
             generation: Generation { number, hash: "a".to_owned() },
             bypass_uids: BTreeSet::new(),
             proxy_uids: BTreeSet::new(),

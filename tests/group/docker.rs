@@ -2,40 +2,33 @@
 //! `target/tools/neighbours` (`scripts/fetch-neighbours`).
 #![allow(dead_code, reason = "the bench uses a part")]
 
-use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use enmesh::base::exec;
 use enmesh::netns::{self, Namespace};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use super::image;
+
 /// How long anything of Docker's may take on a busy machine.
 pub const LIMIT: Duration = Duration::from_secs(60);
-/// The image: enmesh, Envoy and `nft`, and no more than those need.
+/// The image that `aci/image/build` makes, under a name of its own.
 pub const IMAGE: &str = "group";
 /// The bridge's address, and its network.
 pub const BRIDGE: &str = "10.77.0.1";
 const NETWORK: &str = "10.77.0.1/24";
-
-/// The users of the image.
-const PASSWD: &str = "root:x:0:0::/:/bin/sh\nenvoy:x:5995:5995::/:/bin/false\napp:x:1000:1000::/:/bin/sh\n";
-const GROUP: &str = "root:x:0:\nenvoy:x:5995:\napp:x:1000:\n";
-/// The programs in it that come from this machine.
-const PROGRAMS: [&str; 5] = ["/usr/sbin/nft", "/bin/sh", "/usr/bin/sleep", "/usr/bin/cat", "/usr/bin/tail"];
 
 pub struct Docker {
     daemon: Option<Child>,
     folder: tempfile::TempDir,
     /// Where it and all containers' bridge are.
     pub outside: Namespace,
-    /// The enmesh that containers have.
+    /// The enmesh that the image has.
     pub enmesh: PathBuf,
 }
 
@@ -65,7 +58,7 @@ pub fn until<T>(what: &str, limit: Duration, mut check: impl FnMut() -> Result<T
 }
 
 impl Docker {
-    /// Starts it in `outside`, with the image.
+    /// Starts it in `outside`, with the image that has the binary `enmesh`.
     pub fn start(outside: Namespace, enmesh: PathBuf) -> Docker {
         let folder = tempfile::Builder::new().prefix("enmesh-group-").tempdir_in("/tmp").unwrap();
         let mut docker = Docker { daemon: None, folder, outside, enmesh };
@@ -92,7 +85,8 @@ impl Docker {
             let log = fs::read_to_string(docker.at("log")).unwrap_or_default();
             docker.try_run(&["info"]).map_err(|error| format!("{error}\n{log}"))
         });
-        docker.import();
+        let import = image::built(&docker.enmesh).import_as(IMAGE);
+        docker.run(&import.iter().map(String::as_str).collect::<Vec<_>>());
         docker
     }
 
@@ -105,10 +99,17 @@ impl Docker {
         format!("unix://{}", self.at("socket").display())
     }
 
-    /// Runs a command of Docker's; what it says, or how it failed.
-    pub fn try_run(&self, arguments: &[&str]) -> Result<String, String> {
+    fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(neighbours().join("usr/bin/docker"));
         command.arg("--host").arg(self.socket()).args(arguments).env_clear().stdin(Stdio::null());
+        // The builder that knows what the Dockerfile says.
+        command.env("DOCKER_BUILDKIT", "1").env("HOME", self.folder.path());
+        command
+    }
+
+    /// Runs a command of Docker's; what it says, or how it failed.
+    pub fn try_run(&self, arguments: &[&str]) -> Result<String, String> {
+        let mut command = self.command(arguments);
         let output = self.outside.run(|| command.output().unwrap()).unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
         match output.status.success() {
@@ -126,6 +127,11 @@ impl Docker {
         self.run(&["inspect", "--format", "{{.State.Pid}}", container]).parse().unwrap()
     }
 
+    /// The user that sidecars run as, by its number.
+    pub fn envoy_uid(&self) -> u32 {
+        self.run(&["run", "--rm", IMAGE, "id", "-u", "envoy"]).parse().unwrap()
+    }
+
     pub fn namespace(&self, container: &str) -> Namespace {
         Namespace::by_pid(self.pid(container)).unwrap()
     }
@@ -141,8 +147,7 @@ impl Docker {
 
     /// What it has said: standard output and standard error.
     pub fn log(&self, container: &str) -> String {
-        let mut command = Command::new(neighbours().join("usr/bin/docker"));
-        command.arg("--host").arg(self.socket()).args(["logs", container]).env_clear().stdin(Stdio::null());
+        let mut command = self.command(&["logs", container]);
         let output = self.outside.run(|| command.output().unwrap()).unwrap();
         String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
     }
@@ -154,38 +159,6 @@ impl Docker {
         let start = said.find('{').unwrap_or_else(|| panic!("{arguments:?}: {said}"));
         let mut values = serde_json::Deserializer::from_str(&said[start..]).into_iter();
         values.next().unwrap().unwrap_or_else(|error| panic!("{arguments:?}: {error}: {said}"))
-    }
-
-    /// Makes the image, of files of this machine. What is large is not in it, but mounted.
-    fn import(&self) {
-        let tree = self.at("tree");
-        let mut files: BTreeSet<PathBuf> = PROGRAMS.iter().map(PathBuf::from).collect();
-        let mounted = [self.enmesh.clone(), envoy()];
-        for program in files.clone().into_iter().chain(mounted) {
-            let arguments = [program.to_str().unwrap()];
-            let said = exec::run(&exec::find("ldd").unwrap(), &arguments, b"", LIMIT).unwrap();
-            // A static one needs nothing, in words that have no path in them.
-            let text = String::from_utf8(said.stdout).unwrap();
-            files.extend(text.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from));
-        }
-        for file in files {
-            let to = tree.join(file.strip_prefix("/").unwrap());
-            fs::create_dir_all(to.parent().unwrap()).unwrap();
-            fs::copy(&file, &to).unwrap();
-        }
-        for (path, text) in
-            [("etc/passwd", PASSWD), ("etc/group", GROUP), ("etc/nsswitch.conf", "hosts: files dns\n")]
-        {
-            fs::create_dir_all(tree.join("etc")).unwrap();
-            fs::write(tree.join(path), text).unwrap();
-        }
-        fs::create_dir_all(tree.join("tmp")).unwrap();
-        fs::set_permissions(&tree, fs::Permissions::from_mode(0o755)).unwrap();
-        let archive = self.at("image.tar");
-        let arguments = ["-cf", archive.to_str().unwrap(), "-C", tree.to_str().unwrap(), "."];
-        let tar = exec::run(&exec::find("tar").unwrap(), &arguments, b"", LIMIT).unwrap();
-        assert!(tar.status.success(), "{}", tar.stderr);
-        self.run(&["import", archive.to_str().unwrap(), IMAGE]);
     }
 }
 

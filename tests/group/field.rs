@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::acl_bed::{Issuer, acl, block, bootstrap};
 use super::bed::{Agent, client_of};
-use super::docker::{BRIDGE, Docker, IMAGE, envoy, until};
+use super::docker::{BRIDGE, Docker, IMAGE, until};
 
 /// How long anything may take that is not Docker's.
 pub const SOON: Duration = Duration::from_secs(20);
@@ -33,11 +33,31 @@ const COMMON: [(&str, &str); 5] = [
     ("ENMESH_CONSUL_LOGIN_BEARER_TOKEN_FILE", "/run/secrets/jwt"),
 ];
 
+/// A namespace for a Docker Engine, with its name.
+pub fn outside() -> (Named, Namespace) {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let name = format!("enmesh-group-{}-{number}", std::process::id());
+    let outside = Namespace::create(&name).expect("these tests need root and network namespaces");
+    outside.run_async(async || netns::lo_up().await).unwrap().unwrap();
+    (Named(name), outside)
+}
+
+/// The name of a namespace. The namespace goes with the last process in it, the name with this.
+pub struct Named(String);
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        let _ = Namespace::delete(&self.0);
+    }
+}
+
 pub struct Field {
     pub docker: Docker,
     consul: Option<Agent>,
     operator: PathBuf,
-    name: String,
+    // After Docker.
+    _name: Named,
 }
 
 impl Field {
@@ -48,11 +68,7 @@ impl Field {
 
     /// The same with another binary than the one that was built with this.
     pub fn with(services: &[&str], enmesh: PathBuf) -> Field {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("enmesh-group-{}-{number}", std::process::id());
-        let outside = Namespace::create(&name).expect("these tests need root and network namespaces");
-        netns_up(&outside);
+        let (name, outside) = outside();
         let docker = Docker::start(outside, enmesh);
         let start = async || {
             let mut settings = acl();
@@ -64,7 +80,7 @@ impl Field {
             (file.clone(), agent)
         };
         let (operator, agent) = docker.outside.run_async(start).unwrap();
-        let field = Field { docker, consul: Some(agent), operator, name };
+        let field = Field { docker, consul: Some(agent), operator, _name: name };
         let issuer = Issuer::new();
         let mut method: Value = serde_json::from_str(&block("json", "JWTValidationPubKeys")).unwrap();
         method["Config"]["JWTValidationPubKeys"] = json!([issuer.public_key()]);
@@ -141,7 +157,6 @@ impl Field {
     /// Starts the container of an app, which is also the first of its group.
     pub fn app(&self, group: &str, service: &str) {
         let listen = format!("127.0.0.1:{APP_PORT}");
-        let enmesh = format!("{}:/usr/bin/enmesh:ro", self.docker.enmesh.display());
         let app = format!("{group}-app");
         self.docker.run(&[
             "run",
@@ -152,10 +167,8 @@ impl Field {
             group,
             "--user",
             "1000",
-            "--volume",
-            &enmesh,
             IMAGE,
-            "/usr/bin/enmesh",
+            "enmesh",
             "demo-app",
             "serve",
             "--name",
@@ -165,40 +178,34 @@ impl Field {
         ]);
     }
 
-    /// Starts a container of enmesh in the group, with `options` of Docker's and `arguments` of enmesh's.
+    /// Starts a container of enmesh in the group, with `options` of Docker's; `command` in the place of the image's own.
     pub fn enmesh(
         &self,
         (group, service): (&str, &str),
         options: &[&str],
         environment: &[(&str, &str)],
-        arguments: &[&str],
+        command: &[&str],
     ) -> Result<String, String> {
         let mut all: Vec<String> = ["run", "--network"].map(str::to_owned).to_vec();
         all.push(format!("container:{group}-app"));
-        let mounts = [
-            (self.docker.enmesh.display().to_string(), "/usr/bin/enmesh"),
-            (envoy().display().to_string(), "/usr/bin/envoy"),
-            (self.docker.at(&format!("jwt-{service}")).display().to_string(), "/run/secrets/jwt"),
-        ];
-        for (from, to) in mounts {
-            all.extend(["--volume".to_owned(), format!("{from}:{to}:ro")]);
-        }
+        let jwt = self.docker.at(&format!("jwt-{service}"));
+        all.extend(["--volume".to_owned(), format!("{}:/run/secrets/jwt:ro", jwt.display())]);
         let consul = format!("http://{BRIDGE}:8500");
         let own = [("ENMESH_CONSUL_ADDRESS", consul.as_str()), ("ENMESH_SERVICE_NAME", service)];
         for (name, value) in COMMON.iter().chain(&own).chain(environment) {
             all.extend(["--env".to_owned(), format!("{name}={value}")]);
         }
         all.extend(options.iter().map(|&option| option.to_owned()));
-        all.extend([IMAGE, "/usr/bin/enmesh"].map(str::to_owned));
-        all.extend(arguments.iter().map(|&argument| argument.to_owned()));
+        all.push(IMAGE.to_owned());
+        all.extend(command.iter().map(|&word| word.to_owned()));
         self.docker.try_run(&all.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
-    /// Starts the sidecar of a group as process number 1 of its container.
+    /// Starts the sidecar of a group as process number 1 of its container, as the image says.
     pub fn sidecar(&self, (group, service): (&str, &str), options: &[&str], environment: &[(&str, &str)]) {
         let name = format!("{group}-sidecar");
         let options = [&["--detach", "--name", &name][..], options].concat();
-        self.enmesh((group, service), &options, environment, &["run"]).unwrap();
+        self.enmesh((group, service), &options, environment, &[]).unwrap();
     }
 
     /// Ends Consul, as if the group were cut off from it.
@@ -207,7 +214,7 @@ impl Field {
     }
 
     pub fn status(&self, group: &str) -> Value {
-        self.docker.json(&format!("{group}-sidecar"), &["/usr/bin/enmesh", "status", "--json"])
+        self.docker.json(&format!("{group}-sidecar"), &["enmesh", "status", "--json"])
     }
 
     /// What a port of the group answers to somebody outside, head and body.
@@ -242,12 +249,8 @@ impl Field {
 
     /// How a request from the app's container goes.
     pub fn get_from(&self, group: &str, url: &str) -> Value {
-        self.docker.json(&format!("{group}-app"), &["/usr/bin/enmesh", "demo-app", "get", url])
+        self.docker.json(&format!("{group}-app"), &["enmesh", "demo-app", "get", url])
     }
-}
-
-fn netns_up(namespace: &Namespace) {
-    namespace.run_async(async || netns::lo_up().await).unwrap().unwrap();
 }
 
 impl Drop for Field {
@@ -259,7 +262,5 @@ impl Drop for Field {
             }
         }
         drop(self.consul.take());
-        // The bridge's namespace goes with the last process in it.
-        let _ = Namespace::delete(&self.name);
     }
 }

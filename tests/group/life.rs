@@ -56,6 +56,12 @@ fn children(pid: u32) -> Vec<u32> {
     text.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
 }
 
+/// The children of enmesh that are an Envoy, by their user.
+fn envoys(field: &Field, enmesh: u32) -> Vec<u32> {
+    let user = format!("{}\t", field.docker.envoy_uid());
+    children(enmesh).into_iter().filter(|pid| proc_status(*pid, "Uid").starts_with(&user)).collect()
+}
+
 fn signal(pid: u32, signal: Signal) {
     kill(Pid::from_raw(pid.cast_signed()), signal).unwrap();
 }
@@ -102,11 +108,11 @@ fn a_group_is_in_the_mesh_from_its_start_to_its_end() {
 
 /// Before the sidecar is there, nothing of the group is in the clear, and nothing reaches the app.
 fn closed_by_the_init_container(field: &Field) {
-    let refused = field.enmesh(WEB, &["--rm"], &[], &["init", "--json"]).unwrap_err();
+    let refused = field.enmesh(WEB, &["--rm"], &[], &["enmesh", "init", "--json"]).unwrap_err();
     assert!(refused.contains("ENM-D014"), "without the capability it is said: {refused}");
     let direct = field.get_from("web1", "http://240.0.0.1:80/");
     assert_ne!(direct["outcome"], "refused", "nothing is closed yet: {direct}");
-    let done = field.enmesh(WEB, &["--rm", "--cap-add", "NET_ADMIN"], &[], &["init"]).unwrap();
+    let done = field.enmesh(WEB, &["--rm", "--cap-add", "NET_ADMIN"], &[], &["enmesh", "init"]).unwrap();
     assert!(done.contains("closed until the sidecar is there: web"), "{done}");
     assert_eq!(field.get_from("web1", "http://240.0.0.1:80/")["outcome"], "refused");
 }
@@ -135,6 +141,8 @@ fn in_reach(field: &Field) {
 fn as_process_number_one(field: &Field) {
     let first = field.docker.pid("api1-sidecar");
     assert_eq!(proc_status(first, "NSpid").split_whitespace().last(), Some("1"));
+    // Nobody said what to run but the image.
+    assert_eq!(fs::read_to_string(format!("/proc/{first}/cmdline")).unwrap(), "enmesh\0run\0");
     assert_eq!(proc_status(first, "NoNewPrivs"), "1");
     // CHOWN, DAC_OVERRIDE, FOWNER, KILL, SETGID, SETUID, NET_BIND_SERVICE, NET_ADMIN, NET_RAW: bits 0, 1, 3, 5, 6, 7, 10, 12, 13.
     for set in ["CapPrm", "CapEff", "CapBnd"] {
@@ -144,8 +152,7 @@ fn as_process_number_one(field: &Field) {
     assert_eq!(kept, 9, "what is kept is said, and why");
     let envoy = field.status("api1")["services"]["api"]["pid"].as_u64().unwrap();
     assert!(envoy > 1);
-    let envoys: Vec<u32> =
-        children(first).into_iter().filter(|pid| proc_status(*pid, "Uid").starts_with("5995\t")).collect();
+    let envoys = envoys(field, first);
     let [envoy] = envoys.as_slice() else { panic!("{envoys:?}") };
     assert_eq!(proc_status(*envoy, "CapEff"), "0000000000000000");
     let memory = |pid: u32| proc_status(pid, "VmRSS");
@@ -171,7 +178,7 @@ fn as_process_number_one(field: &Field) {
 /// Killed, Envoy is back with another number; nobody is sent there meanwhile.
 fn starts_envoy_again(field: &Field) {
     let first = field.docker.pid("api1-sidecar");
-    let envoy = || children(first).into_iter().find(|pid| proc_status(*pid, "Uid").starts_with("5995\t"));
+    let envoy = || envoys(field, first).first().copied();
     let before = envoy().unwrap();
     signal(before, Signal::SIGKILL);
     until("another Envoy", SOON, || envoy().filter(|pid| *pid != before).ok_or("none".to_owned()));

@@ -15,10 +15,15 @@ mod acl_bed;
 #[path = "../support/consul_bed.rs"]
 mod bed;
 mod docker;
+mod dockerfile;
 #[path = "../support/fake_azure.rs"]
 mod fake_azure;
 mod field;
+mod image;
 mod life;
 mod reduced;
 mod rolling;
+#[allow(dead_code, reason = "of the trees of machines, only where packages come from")]
+#[path = "../host/tree.rs"]
+mod tree;
 mod whole;

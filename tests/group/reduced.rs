@@ -32,7 +32,7 @@ fn without_the_capability_explicit_upstreams_are_in_the_mesh() {
     field.await_ready("api1");
     field.await_ready("web1");
 
-    let variables = field.docker.run(&["exec", "web1-sidecar", "/usr/bin/cat", "/run/enmesh/upstreams.env"]);
+    let variables = field.docker.run(&["exec", "web1-sidecar", "cat", "/run/enmesh/upstreams.env"]);
     assert!(variables.contains("UPSTREAM_API_ADDR=127.0.0.1:9002"), "{variables}");
     until("an answer", SOON, || {
         let answer = field.get_from("web1", "http://127.0.0.1:9002/");
@@ -44,9 +44,9 @@ fn without_the_capability_explicit_upstreams_are_in_the_mesh() {
     assert_eq!(status["warnings"][0]["code"], "ENM-D110");
     assert_eq!((&status["driver"], &status["ready"]), (&json!("none"), &json!(true)));
     assert_eq!((&status["profile"], &status["faults"]), (&json!("aci"), &json!([])));
-    let text = field.docker.run(&["exec", "web1-sidecar", "/usr/bin/enmesh", "status"]);
+    let text = field.docker.run(&["exec", "web1-sidecar", "enmesh", "status"]);
     assert!(text.contains("nothing is redirected: this container lacks CAP_NET_ADMIN"), "{text}");
-    let doctor = field.docker.run(&["exec", "web1-sidecar", "/usr/bin/enmesh", "doctor"]);
+    let doctor = field.docker.run(&["exec", "web1-sidecar", "enmesh", "doctor"]);
     assert!(doctor.contains("nothing is wrong"), "{doctor}");
     // Nothing stands in the way of an end either.
     field.docker.run(&["kill", "--signal", "TERM", "web1-sidecar"]);

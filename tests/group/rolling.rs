@@ -50,8 +50,7 @@ fn no_request_is_lost_while_groups_are_replaced() {
     let hammered = std::thread::scope(|scope| {
         let load = scope.spawn(|| {
             let url = "http://api.virtual.consul/";
-            let hammer =
-                ["/usr/bin/enmesh", "demo-app", "hammer", "--rate", RATE, "--milliseconds", "30000", url];
+            let hammer = ["enmesh", "demo-app", "hammer", "--rate", RATE, "--milliseconds", "30000", url];
             field.docker.json("web1-app", &hammer)
         });
         std::thread::sleep(Duration::from_secs(1));

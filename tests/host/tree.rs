@@ -68,14 +68,14 @@ fn make(tree: &Path, release: &str, packages: &str) {
 }
 
 /// This machine's release, such as `bookworm`.
-fn release() -> String {
+pub fn release() -> String {
     let text = fs::read_to_string("/etc/os-release").expect("this machine has /etc/os-release");
     let line = text.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
     line.expect("the host tests need a Debian or a relative of it").trim_matches('"').to_owned()
 }
 
 /// The machine's own package sources of that release: whatever mirror serves this machine.
-fn sources(release: &str) -> Vec<String> {
+pub fn sources(release: &str) -> Vec<String> {
     let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
     let folder = fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten();
     files.extend(folder.map(|entry| entry.path()));

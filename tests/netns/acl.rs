@@ -172,6 +172,7 @@ fn what_settings_need_besides() {
 async fn make_method(operator: &Client, issuer: &Issuer, life: Option<&str>) {
     let mut method: Value = serde_json::from_str(&block("json", "JWTValidationPubKeys")).unwrap();
     method["Config"]["JWTValidationPubKeys"] = json!([issuer.public_key()]);
+    method["Config"]["JWTSupportedAlgs"] = json!([issuer.algorithm()]);
     method["MaxTokenTTL"] = json!(life.unwrap_or("0s"));
     operator.put(&Query::new("/v1/acl/auth-method"), Some(&method)).await.unwrap();
     let rule: Value = serde_json::from_str(&block("json", "Selector")).unwrap();
@@ -269,6 +270,23 @@ fn a_login_is_kept_renewed_taken_up_and_ended() {
         // It can be said twice, and by who still thinks to be logged in.
         third.logout().await.unwrap();
         assert_eq!(third.client().get(&Query::new("/v1/x")).await.unwrap_err().code(), "ENM-K069");
+    });
+}
+
+#[test]
+fn a_login_by_a_token_that_rsa_signed() {
+    scene(acl(), async |agent: &mut Agent| {
+        let operator = bootstrap(agent).await;
+        let issuer = Issuer::rsa();
+        make_method(&operator, &issuer, None).await;
+        let host = Host::new(agent, "host");
+        let login = host.login();
+        fs::write(&host.jwt, Issuer::new().jwt("vm-1")).unwrap();
+        assert_eq!(login.login().await.unwrap_err().code(), "ENM-K067", "another key, and another algorithm");
+        fs::write(&host.jwt, issuer.jwt("vm-1")).unwrap();
+        login.login().await.unwrap();
+        assert!(login.client().get(&Query::new("/v1/acl/token/self")).await.is_ok());
+        login.logout().await.unwrap();
     });
 }
 

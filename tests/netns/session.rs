@@ -21,6 +21,8 @@ mod host_bed;
 mod load;
 #[path = "session/login.rs"]
 mod login;
+#[path = "session/sealed.rs"]
+mod sealed;
 
 use std::path::PathBuf;
 

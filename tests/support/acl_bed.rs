@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use enmesh::consul::{Client, Query};
-use rcgen::{KeyPair, SigningKey};
+use rcgen::{KeyPair, PKCS_RSA_SHA256, SigningKey};
 use serde_json::{Value, json};
 
 use super::bed::Agent;
@@ -77,6 +77,20 @@ impl Issuer {
         Issuer(KeyPair::generate().unwrap())
     }
 
+    /// One whose key is RSA's, as those of the large clouds are. It signs nothing outside of these tests.
+    pub fn rsa() -> Self {
+        Issuer(KeyPair::from_pem(include_str!("jwt-rsa.pem")).unwrap())
+    }
+
+    fn is_rsa(&self) -> bool {
+        *self.0.algorithm() == PKCS_RSA_SHA256
+    }
+
+    /// The name of how it signs (RFC 7518, 3.1).
+    pub fn algorithm(&self) -> &'static str {
+        if self.is_rsa() { "RS256" } else { "ES256" }
+    }
+
     pub fn public_key(&self) -> String {
         self.0.public_key_pem()
     }
@@ -91,12 +105,13 @@ impl Issuer {
         }] })
     }
 
-    /// A JWT (RFC 7519) with `claims`, signed with ES256 (RFC 7518, 3.4).
+    /// A JWT (RFC 7519) with `claims`, signed with ES256 or RS256 (RFC 7518, 3.3 and 3.4).
     pub fn sign(&self, claims: &Value) -> String {
         let part = |value: &Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
-        let text = format!("{}.{}", part(&json!({ "alg": "ES256", "typ": "JWT" })), part(claims));
+        let text = format!("{}.{}", part(&json!({ "alg": self.algorithm(), "typ": "JWT" })), part(claims));
         let signature = self.0.sign(text.as_bytes()).unwrap();
-        format!("{text}.{}", BASE64_URL_SAFE_NO_PAD.encode(plain(&signature)))
+        let signature = if self.is_rsa() { signature } else { plain(&signature) };
+        format!("{text}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature))
     }
 
     /// A JWT as the page's auth method wants it, for `subject`.

@@ -15,6 +15,7 @@ use super::pool::{Connection, Pool};
 use super::settings::Endpoint;
 use super::tls::{Ready, Tls};
 use super::token::{BasicAuth, Token};
+use crate::base::own;
 use crate::consul::{ConsulError, Settings};
 
 /// The largest body that is read, in bytes: a catalog of ten thousand instances has about 10 MB.
@@ -112,6 +113,9 @@ impl Transport {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 ConsulError::Refused { server: server.clone() }
             }
+            io::ErrorKind::PermissionDenied if is_unmarked(&source) => {
+                ConsulError::Unmarked { server: server.clone() }
+            }
             _ => ConsulError::Unreachable { server: server.clone(), source },
         };
         let connection = match &self.endpoint {
@@ -119,7 +123,8 @@ impl Transport {
                 Connection::new(UnixStream::connect(path).await.map_err(unconnected)?, None).await
             }
             Endpoint::Tcp { host, port, .. } => {
-                let stream = dial(host, *port).await?.map_err(unconnected)?;
+                let name = |source| ConsulError::Name { host: host.clone(), source };
+                let stream = own::dial(host, *port).await.map_err(name)?.map_err(unconnected)?;
                 let _ = stream.set_nodelay(true);
                 let _ = notice_death(&stream);
                 let from = stream.local_addr().ok().map(|local| local.ip());
@@ -224,17 +229,8 @@ async fn read(
     Ok(Reply { status: parts.status.as_u16(), headers: parts.headers, body: body.to_bytes().to_vec() })
 }
 
-/// Tries every address of the name in turn; the outer error is the name's.
-async fn dial(host: &str, port: u16) -> Result<io::Result<TcpStream>, ConsulError> {
-    let name = |source| ConsulError::Name { host: host.to_owned(), source };
-    let mut last = Err(io::Error::from(io::ErrorKind::AddrNotAvailable));
-    for address in tokio::net::lookup_host((host, port)).await.map_err(name)? {
-        last = TcpStream::connect(address).await;
-        if last.is_ok() {
-            break;
-        }
-    }
-    Ok(last)
+fn is_unmarked(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<own::Unmarked>())
 }
 
 /// A call may wait for minutes, and a host that lost its power does not say so: after half a minute of

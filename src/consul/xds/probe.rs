@@ -4,9 +4,10 @@ use std::io;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+use crate::base::own;
 use crate::plan::AdsServer;
 
 /// How long an answer may take.
@@ -37,7 +38,7 @@ pub enum Speaks {
 pub async fn probe(server: &AdsServer) -> io::Result<Speaks> {
     let asked = timeout(LIMIT, async {
         match server {
-            AdsServer::Tcp(at) => ask(TcpStream::connect(at).await?).await,
+            AdsServer::Tcp(at) => ask(own::connect(*at).await?).await,
             AdsServer::Unix(path) => ask(UnixStream::connect(path).await?).await,
         }
     });

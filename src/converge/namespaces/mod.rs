@@ -9,6 +9,7 @@
 //! runs in it goes on.
 
 mod apps;
+mod trial;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -39,6 +40,24 @@ pub struct Record {
     /// The unit that is placed in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unit: Option<String>,
+    /// What was set in it last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_force: Option<InForce>,
+}
+
+/// What a namespace was, with its rules.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InForce {
+    /// The plan.
+    plan: NamespacePlan,
+    /// Whose sidecars were live.
+    live: BTreeSet<ServiceId>,
+}
+
+impl InForce {
+    fn desired(&self) -> Desired {
+        Desired { policy: self.plan.redirect.clone(), live: self.live.clone() }
+    }
 }
 
 impl Record {
@@ -74,8 +93,10 @@ impl Held {
         self.firewall.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Rules as `desired`, and whatever routes they need.
-    fn set(&mut self, desired: &Desired) -> Result<(), Fault> {
+    /// Rules as its plan has them, and whatever routes they need.
+    fn set(&mut self, live: &BTreeSet<ServiceId>) -> Result<InForce, Fault> {
+        let in_force = InForce { plan: self.plan.clone(), live: live.clone() };
+        let desired = &in_force.desired();
         let known = self.rules.as_ref() == Some(desired);
         self.namespace.run(|| {
             let firewall = self.firewall();
@@ -86,7 +107,8 @@ impl Held {
             }
         })??;
         self.rules = Some(desired.clone());
-        self.route(&desired.policy).map(drop)
+        self.route(&desired.policy)?;
+        Ok(in_force)
     }
 
     /// The routes of virtual IPs.
@@ -175,8 +197,8 @@ impl Namespaces {
             (None, None) => Known::Nothing,
         };
         if matches!(known, Known::Nothing) && Namespace::by_name(name).is_err() {
-            let unit = None;
-            state.namespaces.insert(name.clone(), Record { identity: None, net: own.net, since: 0, unit });
+            let begun = Record { identity: None, net: own.net, since: 0, unit: None, in_force: None };
+            state.namespaces.insert(name.clone(), begun);
             state.save(root)?;
         }
         let claimed = netns::claim(name, known);
@@ -191,13 +213,19 @@ impl Namespaces {
         let identity = Some(held.namespace.identity());
         let before = state.namespaces.get(name).cloned();
         let since = before.as_ref().filter(|before| before.identity == identity).map(|before| before.since);
-        let unit = before.and_then(|before| before.unit);
+        let (unit, in_force) = before.map(|before| (before.unit, before.in_force)).unwrap_or_default();
         let since = since.unwrap_or_else(apps::now);
-        state.namespaces.insert(name.clone(), Record { identity, net: own.net, since, unit });
+        let mut record = Record { identity, net: own.net, since, unit, in_force };
+        state.namespaces.insert(name.clone(), record.clone());
         state.save(root)?;
         netns::tune_alike(&held.namespace)?;
-        let closed = held.set(&Desired { policy: own.redirect.clone(), live: live.clone() });
-        let connected = closed.and_then(|()| held.connect());
+        held.firewall().on_trial(trial::of(state, name))?;
+        let closed = held.set(live);
+        let connected = closed.and_then(|in_force| {
+            record.in_force = Some(in_force);
+            state.namespaces.insert(name.clone(), record);
+            held.connect()
+        });
         self.held.insert(name.clone(), held);
         connected.map(drop)
     }
@@ -224,7 +252,7 @@ impl Engine {
         if plan.namespaces.is_empty() {
             return;
         }
-        let border = self.let_pass().and_then(|()| self.namespaces.border.apply(&Crossings::of(plan)));
+        let border = self.let_pass().and_then(|()| self.namespaces.border.apply(&self.crossings(plan)));
         let live = self.live();
         for (name, own) in &plan.namespaces {
             let made = match &border {
@@ -251,8 +279,11 @@ impl Engine {
         let mut faults = Vec::new();
         for (name, held) in &mut self.namespaces.held {
             let Some(own) = plan.namespaces.get(name) else { continue };
-            let desired = Desired { policy: own.redirect.clone(), live: live.clone() };
-            keep(&mut faults, held.set(&desired).map_err(|fault| fault.of_service(&own.service)));
+            match (held.set(&live), self.state.namespaces.get_mut(name)) {
+                (Ok(in_force), Some(record)) => record.in_force = Some(in_force),
+                (Ok(_), None) => {}
+                (Err(fault), _) => faults.push(fault.of_service(&own.service)),
+            }
         }
         faults
     }
@@ -313,6 +344,7 @@ impl Engine {
             };
             let desired = Desired { policy: own.redirect.clone(), live: live.clone() };
             let held = Held::new(there, own);
+            held.firewall().on_trial(trial::of(&self.state, name))?;
             let differences = held.namespace.run(|| held.firewall().observe(&desired))??.differences;
             if !differences.is_empty() {
                 changes.push(change(name, id, Kind::Change, differences));
@@ -321,7 +353,7 @@ impl Engine {
         let going = self.state.namespaces.keys().filter(|name| !plan.namespaces.contains_key(*name));
         changes.extend(going.map(|name| change(name, None, Kind::Remove, Vec::new())));
         if !plan.namespaces.is_empty() || !self.state.namespaces.is_empty() {
-            let differences = self.namespaces.border.observe(&Crossings::of(plan))?;
+            let differences = self.namespaces.border.observe(&self.crossings(plan))?;
             let kind = match differences.first() {
                 None => return Ok(changes),
                 Some(line) if line.starts_with("+ table") => Kind::Add,

@@ -229,6 +229,7 @@ impl Request {
             bypass_interfaces: BTreeSet::new(),
         };
         let mut policy = RedirectPolicy {
+            own_calls: false,
             generation: Generation::default(),
             bypass_uids: self.bypass_uids.clone(),
             proxy_uids: [self.proxy_uid].into(),
@@ -291,6 +292,7 @@ pub fn in_force() -> Result<Vec<(&'static str, Generation)>, Fault> {
 
 fn nothing() -> RedirectPolicy {
     RedirectPolicy {
+        own_calls: false,
         generation: Generation::default(),
         bypass_uids: BTreeSet::new(),
         proxy_uids: BTreeSet::new(),

@@ -214,6 +214,7 @@ mod tests {
         let id = |text: &str| text.parse().unwrap();
         let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
         RedirectPolicy {
+            own_calls: false,
             generation: Generation { number: 1, hash: "a".to_owned() },
             bypass_uids: BTreeSet::from([102, 5995]),
             proxy_uids: BTreeSet::from([5995]),

@@ -18,6 +18,7 @@ fn outbound(comment: &str) -> &'static str {
         "DNS" => {
             "`dns = \"redirect\"`: the resolver here knows the names of the mesh, and gets queries while it lives"
         }
+        "enmesh itself" => "no sidecar becomes live without what enmesh asks Consul for",
         "only TCP is captured" => "the mesh carries TCP",
         "users that are not captured" => "no service has this user in its scope",
         "networks of no mesh" => "loopback, link-local and the cloud's metadata are never captured",

@@ -9,7 +9,7 @@
 //! | `local` | filter output, -50 | of the host's users, root and Consul's reach an application's port | checks of its health are run on the host |
 //! | `forward` | filter forward, -50 | into a namespace passes only what was led there or is an answer | whoever has a route to the host has none to an application |
 //!
-//! It is nothing of [`Ruleset`](crate::redirect::ruleset): no capture, no liveness and no trial has a part in it.
+//! It is nothing of [`Ruleset`](crate::redirect::ruleset): no capture and no liveness has a part in it.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;

@@ -13,6 +13,7 @@ use super::Selector::{
 };
 use super::build::Sets;
 use super::{Base, Chain, Hook, MARK_CHAIN, Part, Rule, generation_comment};
+use crate::base::own::OWN_MARK;
 use crate::config::{Ipv6Policy, OnProxyFailure};
 use crate::plan::{DnsCapture, DnsServer, InboundCapture, OutboundCapture, RESOLVER_MARK, RedirectPolicy};
 
@@ -33,6 +34,9 @@ const ALIVE: &str = "dns_alive";
 
 /// A packet that our resolver sends in its own name.
 const OF_THE_RESOLVER: Part = Is(&[Mark], super::Operand::Mark(RESOLVER_MARK));
+
+/// A packet that enmesh sends in its own name, to Consul or to a platform.
+const OF_ENMESH: Part = Is(&[Mark], super::Operand::Mark(OWN_MARK));
 
 /// Every chain that the policy needs. `everyone` and `all` are its catch-all captures.
 pub(super) fn chains(
@@ -68,7 +72,7 @@ pub(super) fn chains(
     if !policy.inbound.is_empty() {
         add("in", base(true, Hook::Prerouting, REDIRECT), inbound(policy, all, sets));
     }
-    add("guard_out", base(false, Hook::Output, GUARD), guard_out(outbound, everyone, sets));
+    add("guard_out", base(false, Hook::Output, GUARD), guard_out(policy, everyone, sets));
     if !policy.inbound.is_empty() {
         add("guard_in", base(false, Hook::Input, GUARD), guard_in(policy, all, sets));
     }
@@ -206,6 +210,7 @@ fn out(policy: &RedirectPolicy, everyone: Option<&OutboundCapture>, sets: &Sets)
     when(&mut rules, sets.has("bypass_uids"), "bypassed users", parts);
     let ours = policy.dns.as_ref().is_some_and(|dns| dns.server.is_ours());
     when(&mut rules, ours, "our resolver", [OF_THE_RESOLVER, Accept]);
+    when(&mut rules, policy.own_calls, "enmesh itself", [OF_ENMESH, Accept]);
     rules.push(Rule::new("connections that run already", [NotOpening, Accept]));
     if let Some(dns) = &policy.dns {
         rules.extend(dns_rules(dns, sets));
@@ -333,7 +338,8 @@ fn all_bypass(rules: &mut Vec<Rule>, sets: &Sets) {
     when(rules, sets.has(set), "Consul's agent", [Is(&[TcpDestination], Set(set)), Accept]);
 }
 
-fn guard_out(outbound: bool, everyone: Option<&OutboundCapture>, sets: &Sets) -> Vec<Rule> {
+fn guard_out(policy: &RedirectPolicy, everyone: Option<&OutboundCapture>, sets: &Sets) -> Vec<Rule> {
+    let outbound = !policy.outbound.is_empty();
     let mut rules = Vec::new();
     if !outbound && !sets.has("virtual4") && !sets.has("virtual6") {
         return rules;
@@ -354,6 +360,7 @@ fn guard_out(outbound: bool, everyone: Option<&OutboundCapture>, sets: &Sets) ->
     }
     let parts = [Is(&[SocketUid], Set("bypass_uids")), Accept];
     when(&mut rules, sets.has("bypass_uids"), "bypassed users", parts);
+    when(&mut rules, policy.own_calls, "enmesh itself", [OF_ENMESH, Accept]);
     rules.push(Rule::new("what is left alone", [Jump("bypass")]));
     guard_users(&mut rules, sets);
     if let Some(capture) = everyone {

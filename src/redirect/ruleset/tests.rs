@@ -195,6 +195,7 @@ pub(in crate::redirect) fn empty() -> RedirectPolicy {
         outbound: BTreeMap::new(),
         inbound: BTreeMap::new(),
         dns: None,
+        own_calls: false,
         agent_ports: BTreeSet::new(),
         virtual_route: None,
         host_end: None,

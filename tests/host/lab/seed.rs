@@ -34,10 +34,7 @@ fn two_files_make_a_mesh_that_outlives_every_restart() {
     let load = load(&lab);
     through(&lab, &load);
     assert_status(&lab);
-    let seen = lab.watch.since(&before);
-    println!("with enmesh: {seen:?}");
-
-    let before = lab.watch.seen();
+    println!("with enmesh: {:?}", lab.watch.since(&before));
     Chaos::all(&lab, &load);
     let (answered, highest) = load.answered();
     drop(load);

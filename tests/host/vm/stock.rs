@@ -86,6 +86,7 @@ fn is_closed_through_a_reboot(guest: &mut Guest, peer: &Peer) {
 }
 
 fn figures(guest: &mut Guest) {
+    guest.until("the end of the boot", "systemctl is-system-running | grep -E 'running|degraded'");
     let chain = guest
         .must("systemd-analyze critical-chain --no-pager enmesh-early.service enmesh.service 2>&1 || true");
     let blame = guest.must("systemd-analyze blame --no-pager | grep -E 'enmesh|envoy' || true");

@@ -138,3 +138,48 @@ fn as_a_container_it_goes_on_and_gives_up_the_lead_when_it_ends() {
         assert!(led >= 1, "{passes:?}");
     });
 }
+
+/// Killed, it says nothing to anybody: its lead ends with its session, and what it left undone is done.
+#[test]
+fn when_the_one_that_leads_is_killed_the_other_one_takes_over() {
+    scene(acl(), async |agent: &mut Agent| {
+        let land = Land::new(agent).await;
+        for name in ["a", "b", "c"] {
+            land.group(name, "api").await;
+        }
+        let method = crate::land::METHOD;
+        let flags =
+            ["--scope", SCOPE, "--grace", "1s", "--interval", "1s", "--auth-method", method, "--json"];
+        let start =
+            || Running(reap(&land, &flags).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap());
+        let mut one = start();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let mut two = start();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        one.0.kill().unwrap();
+        one.0.wait().unwrap();
+        land.kill("b");
+        let started = Instant::now();
+        while land.held().await.0.len() > 2 {
+            assert!(started.elapsed() < Duration::from_secs(90));
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        eprintln!("figure: a killed reaper's work is done after {} s", started.elapsed().as_secs());
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let (nodes, services, tokens) = land.held().await;
+        assert_eq!(
+            (nodes, services.len(), tokens),
+            (vec!["a-enmesh".to_owned(), "c-enmesh".to_owned()], 4, 2)
+        );
+        kill(Pid::from_raw(two.0.id().cast_signed()), Signal::SIGTERM).unwrap();
+        assert!(two.0.wait().unwrap().success());
+        let mut text = String::new();
+        two.0.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+        let passes: Vec<Value> =
+            serde_json::Deserializer::from_str(&text).into_iter().collect::<Result<_, _>>().unwrap();
+        assert!(passes[0]["leader"].is_string(), "the first one led: {passes:?}");
+        let removed: Vec<&Value> =
+            passes.iter().flat_map(|pass| pass["removed"].as_array().into_iter().flatten()).collect();
+        assert!(removed.len() == 1 && removed[0]["services"][0] == "api-b", "{removed:?}");
+    });
+}

@@ -121,6 +121,7 @@ fn on_failure(chance: &mut StdRng) -> OnProxyFailure {
 pub fn policy(chance: &mut StdRng) -> (RedirectPolicy, BTreeSet<ServiceId>) {
     let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<BTreeSet<IpNet>>();
     let mut policy = RedirectPolicy {
+        own_calls: false,
         generation: Generation { number: 7, hash: "0123456789ab".to_owned() },
         bypass_uids: some(chance, &USERS, 1).into_iter().chain([102, 5995]).collect(),
         proxy_uids: BTreeSet::from([5995]),

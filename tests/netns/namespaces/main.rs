@@ -12,6 +12,12 @@
 mod agent;
 mod bed;
 mod calls;
+mod driven;
+#[path = "../../support/envoy_bed.rs"]
+mod envoy_bed;
+#[path = "../../support/fake_consul/mod.rs"]
+mod fake_consul;
 #[path = "../../support/host_bed.rs"]
 mod host_bed;
 mod keep;
+mod trial;

@@ -32,6 +32,7 @@ pub fn bare() -> RedirectPolicy {
         outbound: BTreeMap::new(),
         inbound: BTreeMap::new(),
         dns: None,
+        own_calls: false,
         agent_ports: BTreeSet::new(),
         virtual_route: Some("240.0.0.0/4".parse().unwrap()),
         host_end: None,
