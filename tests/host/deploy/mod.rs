@@ -20,3 +20,4 @@ pub mod seed;
 mod serve;
 mod site;
 mod templates;
+mod ways;
