@@ -68,6 +68,11 @@ impl Page {
 }
 
 impl Block {
+    /// Whether this is how its first command begins.
+    pub fn begins(&self, first: &str) -> bool {
+        self.steps[0].command.starts_with(first)
+    }
+
     /// Runs the whole block on a machine, as root; what is not root's to run, as this user.
     pub fn run(self, machine: &Machine, user: &str) {
         for step in self.steps {

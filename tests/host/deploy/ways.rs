@@ -10,6 +10,7 @@ use super::site::{package, run};
 use crate::lab::cluster::PATIENCE;
 use crate::lab::cluster::eventually;
 use crate::machine::{Machine, Setting, envoy, put};
+use crate::tree::Kind;
 
 /// Whoever has it may do anything in the Consul of the tests.
 const MANAGEMENT: &str = "6d1b9f4e-0c52-4ad3-9a51-2f7a6a1e0001";
@@ -25,7 +26,8 @@ fn consul(machine: &Machine, more: &str) {
     machine.write_file("/etc/consul.d/agent.json", agent.as_bytes(), 0o644);
     machine.must(&["systemctl", "enable", "--now", "consul.service"]);
     eventually("a leader", PATIENCE, || {
-        let said = machine.must(&["curl", "--silent", "http://127.0.0.1:8500/v1/status/leader"]);
+        let said = machine.run(&["curl", "--silent", "http://127.0.0.1:8500/v1/status/leader"]);
+        let said = String::from_utf8_lossy(&said.stdout).into_owned();
         if said.contains(':') { Ok(()) } else { Err(said) }
     });
 }
@@ -56,10 +58,16 @@ fn a_package_leads_to_the_first_request_and_goes_again() {
     let install = page.next("apt install").steps().remove(0);
     install.run(&machine, "root");
     assert!(machine.rules().is_none(), "a host without services is left as it is");
-    page.leave_out("dnf install", "the test of the rpm has a machine with it");
-    for first in ["printf", "printf", "enmesh doctor", "mkdir", "enmesh explain"] {
+    page.leave_out("dnf install", "the next test has a machine with it");
+    for first in ["printf", "printf", "enmesh doctor"] {
         page.next(first).run(&machine, "root");
     }
+    let mut steps = page.next("mkdir").steps();
+    let request = steps.pop().expect("a request");
+    steps.iter().for_each(|step| drop(step.run(&machine, "root")));
+    // The application has just been started.
+    until_shown(&machine, &request, "root", &request.command);
+    page.next("enmesh explain").run(&machine, "root");
     page.next("apt remove").run(&machine, "root");
     page.end();
     assert!(machine.rules().is_none());
@@ -96,6 +104,37 @@ fn with_consul(machine: &Machine) {
     until_shown(machine, &request, "web", &request.command);
     readme.leave_out("enmesh status", "a lab has the host that it is about");
     readme.end();
+}
+
+/// What a Fedora has in its database of packages, and this Debian in its own.
+const STAND_IN: &str = "name: stand-in-of-a-fedora\narch: noarch\nversion: 1.0.0\nmaintainer: test <test@localhost>\n\
+    description: what enmesh depends on\nprovides: [\"systemd = 255\", nftables, dbus, /bin/sh]\n";
+
+#[test]
+fn dnf_installs_the_package() {
+    let setting = Setting { without_enmesh: true, tree: Kind::Rpm, ..Setting::default() };
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let path = |name: &str| folder.path().join(name).to_str().expect("text").to_owned();
+    fs::write(path("nfpm.yaml"), STAND_IN).expect("room");
+    let nfpm = repository().join("target/tools/nfpm");
+    let make =
+        ["package", "--packager", "rpm", "--config", &path("nfpm.yaml"), "--target", &path("stand-in.rpm")];
+    run(nfpm.to_str().expect("text"), &make, b"");
+    let (package, inside) = crate::install::package("target/packages", "rpm");
+    let machine = Machine::boot_in("dnf", setting, |tree| {
+        put(tree, "/root/stand-in.rpm", fs::read(path("stand-in.rpm")).expect("it was made"));
+        put(tree, &inside, fs::read(package).expect("a package"));
+        put(tree, "/etc/dnf/dnf.conf", "[main]\nassumeyes=True\n");
+    });
+    machine.must(&["rpm", "--force-debian", "--install", "/root/stand-in.rpm"]);
+    let mut page = Page::read("docs/install.md");
+    while let Some(block) = page.next_if_any() {
+        if block.begins("dnf install") {
+            block.run(&machine, "root");
+        }
+    }
+    assert_eq!(machine.property("enmesh.service", "ActiveState"), "active");
+    assert_eq!(machine.property("enmesh-early.service", "UnitFileState"), "enabled");
 }
 
 /// What scripts of the field leave behind them: the rules of `consul connect redirect-traffic` of the time of iptables,
@@ -155,7 +194,7 @@ fn iptables(machine: &Machine) -> String {
 fn begin_again(machine: &Machine, service: &str) {
     machine.must(&["systemctl", "disable", "--now", "enmesh.service"]);
     machine.must(&["enmesh", "down"]);
-    machine.must(&["rm", "-f", service]);
+    machine.must(&["rm", "-rf", service, "/var/lib/enmesh"]);
     assert!(machine.rules().is_none());
 }
 
@@ -177,7 +216,7 @@ fn whoever_comes_from_elsewhere_gets_into_the_mesh() {
 
     machine.must(&["/usr/local/bin/consul-redirect-traffic"]);
     let mut page = Page::read("docs/coming-from-redirect-traffic.md");
-    page.next("enmesh connect redirect-traffic").run(&machine, "nobody");
+    page.next("enmesh connect redirect-traffic").run(&machine, "daemon");
     page.next("enmesh connect redirect-traffic").run(&machine, "root");
     assert_eq!(iptables(&machine), others);
     assert!(machine.rules().is_some_and(|rules| rules.contains("20000")));
@@ -192,7 +231,9 @@ fn whoever_comes_from_elsewhere_gets_into_the_mesh() {
 
     machine.must(&["iptables-restore", "--noflush", "/root/istio.rules"]);
     machine.must(&["systemctl", "start", "istio.service"]);
-    machine.must(&["consul", "services", "register", "-name=api", "-port=8080"]);
+    let api = "{\"service\": {\"name\": \"api\", \"port\": 80, \"connect\": {\"sidecar_service\": {}}}}";
+    machine.write_file("/root/api.json", api.as_bytes(), 0o644);
+    machine.must(&["consul", "services", "register", "/root/api.json"]);
     let mut page = Page::read("docs/coming-from-other-meshes.md");
     page.next("printf").run(&machine, "root");
     page.end();
