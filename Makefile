@@ -192,7 +192,7 @@ test-deploy: tools-host can-be-root packages ## level: cloud-init, the Vagrant l
 	@scripts/fetch-validators
 	@export LEVEL_RUNS_IGNORED=1; \
 	CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT)' \
-	    scripts/level deploy 900 $(TEST) --features host-tests --test host -- --test-threads=1 deploy::
+	    scripts/level deploy 900 $(TEST) --features host-tests --test host -- --test-threads=2 deploy::
 
 test-demo: tools-netns can-be-root build ## level: the demo, every claim of it checked; root
 	@scripts/level demo 300 scripts/demo-holds $(AS_ROOT) target/enmesh demo --json

@@ -123,7 +123,6 @@ fn a_first_boot_ends_in_the_mesh_and_loses_nothing_of_others() {
     page.leave_out("cloud-init devel", "the test below boots what it makes");
     page.next("cloud-init status").run(&machine, "root");
     page.leave_out("cloud-init status", "the test below has a machine that failed");
-    page.end();
     every_part_is_valid(&machine);
 }
 
@@ -179,7 +178,6 @@ fn a_machine_that_does_not_join_fails_its_first_boot_and_recovers() {
     println!("{}{said}", status(&machine));
     page.leave_out("cloud-init status", "the test above has a machine that joined");
     page.next("cloud-init status").run(&machine, "root");
-    page.end();
     assert_the_package_is_installed(&machine);
     assert!(machine.path("/usr/local/bin/envoy").exists());
     // Why, and what to do; and the rest of the boot went on.

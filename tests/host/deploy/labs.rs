@@ -122,8 +122,8 @@ impl Lab {
     }
 
     /// What the lab's README has its reader type, and what it says comes out.
-    fn read_along(&self, name: &str) {
-        let mut readme = Page::read(&format!("vagrant/{name}/README.md"));
+    fn read_along(&self, page: &str) {
+        let mut readme = Page::read(page);
         readme.leave_out("export VAGRANT_EXPERIMENTAL", "there is no VirtualBox here");
         while let Some(block) = readme.next_if_any() {
             block.steps().iter().for_each(|step| self.type_in(step));
@@ -168,7 +168,8 @@ fn the_lab_cloud_init_injection_shows_its_page() {
         assert_eq!(version, format!("{}-1", env!("CARGO_PKG_VERSION")), "{machine} has fetched the package");
     }
     // An intention that says no ends the page, so what was shown came through the mesh.
-    lab.read_along("cloud-init-injection");
+    lab.read_along("vagrant/cloud-init-injection/README.md");
+    Page::read("README.md").run_only("enmesh status", lab.machine("counting"));
 }
 
 #[test]
@@ -177,7 +178,7 @@ fn the_lab_prebuilt_image_shows_its_page() {
     println!("{}", lab.until_page(&["dashboard", "counting"]));
     let key = lab.machine("counting").must(&["cat", "/home/vagrant/.ssh/authorized_keys"]);
     assert!(key.contains("vagrant insecure public key"), "Vagrant gets in: {key}");
-    lab.read_along("prebuilt-image");
+    lab.read_along("vagrant/prebuilt-image/README.md");
 }
 
 #[test]
@@ -186,7 +187,7 @@ fn the_lab_multi_service_shows_its_page() {
     println!("{}", lab.until_page(&["dashboard", "front", "counting"]));
     let services = lab.machine("shop").status()["services"].as_object().expect("services").len();
     assert_eq!(services, 2);
-    lab.read_along("multi-service");
+    lab.read_along("vagrant/multi-service/README.md");
 }
 
 /// The Consul of the tests has no xDS, without which nobody reaches another datacenter: its machines, the one CA and the
@@ -201,7 +202,7 @@ fn the_lab_multi_datacenter_joins_two_datacenters() {
         if services.contains("counting-sidecar-proxy") { Ok(()) } else { Err(services + &said.stderr) }
     });
     assert_eq!(lab.page().expect("a page")["service"], "dashboard");
-    lab.read_along("multi-datacenter");
+    lab.read_along("vagrant/multi-datacenter/README.md");
     let registration = dashboard.must(&["enmesh", "render", "registration", "--json"]);
     assert!(registration.contains("\"dc2\""), "{registration}");
     let roots = |name: &str| {

@@ -55,15 +55,27 @@ impl Page {
         self.blocks.pop_front()
     }
 
+    /// Runs the block whose first command begins like this, as root; the others somebody else runs.
+    pub fn run_only(mut self, first: &str, machine: &Machine) {
+        let place = self.blocks.iter().position(|block| block.begins(first));
+        let place = place.unwrap_or_else(|| panic!("{} has no {first:?}", self.path));
+        let block = self.blocks.swap_remove_front(place).expect("it was found there");
+        self.blocks.clear();
+        block.run(machine, "root");
+    }
+
     /// Passes over the next block, which nobody can run here.
     pub fn leave_out(&mut self, first: &str, reason: &str) {
         let block = self.next(first);
         println!("{}: not run: {reason}", block.place);
     }
+}
 
-    /// That nothing is left that was not run.
-    pub fn end(self) {
-        assert!(self.blocks.is_empty(), "nobody has run {:#?}", self.blocks);
+/// Nothing may be left that was not run.
+impl Drop for Page {
+    fn drop(&mut self) {
+        let left: Vec<&Block> = self.blocks.iter().filter(|_| !std::thread::panicking()).collect();
+        assert!(left.is_empty(), "nobody has run {left:#?}");
     }
 }
 

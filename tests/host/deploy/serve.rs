@@ -5,6 +5,7 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::page::Page;
@@ -25,11 +26,16 @@ fn settings() -> PathBuf {
 pub struct Served {
     child: Child,
     before: Option<Vec<u8>>,
+    _alone: MutexGuard<'static, ()>,
 }
+
+/// There is one file of settings, so one serves at a time.
+static ALONE: Mutex<()> = Mutex::new(());
 
 impl Served {
     #[expect(clippy::disallowed_methods, reason = "it serves beside the test until its end")]
     pub fn start(namespace: &str, address: &str) -> Served {
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let before = fs::read(settings()).ok();
         let _ = fs::remove_file(settings());
         let mut command = Command::new(tool("nsenter"));
@@ -39,7 +45,7 @@ impl Served {
         }
         let said = fs::File::create(repository().join("target/serve.log")).expect("target can be written");
         let child = command.stdin(Stdio::null()).stdout(said).spawn().expect("nsenter runs");
-        let served = Served { child, before };
+        let served = Served { child, before, _alone: alone };
         let namespace = enmesh::netns::Namespace::by_name(namespace).expect("it is there");
         let to = SocketAddr::from((Ipv4Addr::LOCALHOST, PORT));
         eventually("somebody who serves", LIMIT, || {
@@ -130,7 +136,6 @@ fn what_is_served_has_the_checksums_that_are_said() {
     let script = repository().join("vagrant/box");
     run(script.to_str().expect("text"), &[&disk, &file], b"");
     let steps = readme.next("make image").steps();
-    readme.end();
     let _ = fs::remove_dir_all(repository().join("target/vagrant-home/boxes"));
     let (added, said) = vagrant("vagrant", "", &["box", "add", "--name", "enmesh/prebuilt", &file]);
     assert!(added && steps[2].shows(&said), "{said}");

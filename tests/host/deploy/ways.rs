@@ -69,7 +69,6 @@ fn a_package_leads_to_the_first_request_and_goes_again() {
     until_shown(&machine, &request, "root", &request.command);
     page.next("enmesh explain").run(&machine, "root");
     page.next("apt remove").run(&machine, "root");
-    page.end();
     assert!(machine.rules().is_none());
     assert!(!machine.path("/var/lib/enmesh").exists());
 
@@ -103,7 +102,15 @@ fn with_consul(machine: &Machine) {
     }
     until_shown(machine, &request, "web", &request.command);
     readme.leave_out("enmesh status", "a lab has the host that it is about");
-    readme.end();
+    Page::read("docs/namespaces.md").next("install -D").run(machine, "root");
+    machine.until_ready();
+}
+
+#[test]
+fn what_makes_an_image_is_run_elsewhere() {
+    let mut page = Page::read("docs/image.md");
+    page.leave_out("make image", "the level vm has it made, and boots it");
+    page.leave_out("make image-seat", "there is no Packer here");
 }
 
 /// What a Fedora has in its database of packages, and this Debian in its own.
@@ -127,12 +134,7 @@ fn dnf_installs_the_package() {
         put(tree, "/etc/dnf/dnf.conf", "[main]\nassumeyes=True\n");
     });
     machine.must(&["rpm", "--force-debian", "--install", "/root/stand-in.rpm"]);
-    let mut page = Page::read("docs/install.md");
-    while let Some(block) = page.next_if_any() {
-        if block.begins("dnf install") {
-            block.run(&machine, "root");
-        }
-    }
+    Page::read("docs/install.md").run_only("dnf install", &machine);
     assert_eq!(machine.property("enmesh.service", "ActiveState"), "active");
     assert_eq!(machine.property("enmesh-early.service", "UnitFileState"), "enabled");
 }
@@ -209,7 +211,6 @@ fn whoever_comes_from_elsewhere_gets_into_the_mesh() {
     assert!(iptables(&machine).contains("CONSUL_PROXY_OUTPUT"));
     let mut page = Page::read("docs/coming-from-the-scripts.md");
     page.next("enmesh check").run(&machine, "root");
-    page.end();
     assert_eq!(iptables(&machine), others, "theirs went, and nobody else's");
     assert_eq!(machine.status()["services"]["counting"]["phase"], "live");
     begin_again(&machine, "/srv/consul/service-config.json");
@@ -224,7 +225,6 @@ fn whoever_comes_from_elsewhere_gets_into_the_mesh() {
     assert!(machine.rules().is_none());
     machine.must(&["/usr/local/bin/consul-redirect-traffic"]);
     page.next("printf").run(&machine, "root");
-    page.end();
     assert_eq!(iptables(&machine), others);
     assert_eq!(machine.status()["services"]["web"]["phase"], "live");
     begin_again(&machine, "/etc/enmesh/services/web.toml");
@@ -236,7 +236,6 @@ fn whoever_comes_from_elsewhere_gets_into_the_mesh() {
     machine.must(&["consul", "services", "register", "/root/api.json"]);
     let mut page = Page::read("docs/coming-from-other-meshes.md");
     page.next("printf").run(&machine, "root");
-    page.end();
     assert_eq!(iptables(&machine), others);
     assert_eq!(machine.status()["services"]["shop"]["phase"], "live");
 }
