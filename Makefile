@@ -16,7 +16,8 @@ SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 AS_ROOT := $(if $(SUDO),sudo env ENMESH_ENVOY=$(ENVOY),env ENMESH_ENVOY=$(ENVOY))
 # Two tests at once is what two cores carry without stretching the time limits inside the tests.
 TEST_THREADS ?= 2
-TEST := cargo test --locked --no-fail-fast
+# With one set of features for all, the levels share what is compiled.
+TEST := cargo test --locked --no-fail-fast --all-features
 
 .PHONY: help
 help: ## this list
@@ -135,10 +136,10 @@ bench: tools-group can-be-root build ## figures, side by side with how it is don
 
 # --- tests -------------------------------------------------------------------------------------
 
-LEVELS := check test-unit test-netns test-group test-host test-lab test-demo
+LEVELS := check test-unit test-netns test-group test-host test-lab test-deploy test-demo
 
-# These boot for a long time, or fetch a lot: each is run for itself.
-MORE_LEVELS := test-deploy test-vm
+# Its machines boot without acceleration, for a quarter of an hour: it is run for itself.
+MORE_LEVELS := test-vm
 
 .PHONY: test lint deny $(LEVELS) $(MORE_LEVELS)
 test: ## all levels below, then a summary
@@ -156,34 +157,35 @@ check: ## level: format, lints, and cargo-deny where it is installed
 	@scripts/level check 900 $(MAKE) lint
 
 test-unit: tools-build ## level: no root, no network, seconds (after the build)
-	@scripts/level unit 900 $(TEST)
+	@tests=$$(scripts/tests-with ''); \
+	scripts/level unit 900 $(TEST) --lib --bins $$tests
 
 test-netns: tools-netns can-be-root ## level: the real kernel and the real Envoy, in namespaces; root
 	@tests=$$(scripts/tests-with netns-tests); \
 	CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT)' \
-	    scripts/level netns 1500 $(TEST) --features netns-tests $$tests -- --test-threads=$(TEST_THREADS)
+	    scripts/level netns 1500 $(TEST) $$tests -- --test-threads=$(TEST_THREADS)
 
 test-group: tools-group can-be-root ## level: real containers that share a network namespace, without systemd; root
 	@tests=$$(scripts/tests-with group-tests); \
 	CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT)' \
-	    scripts/level group 900 $(TEST) --features group-tests $$tests -- --test-threads=1 --nocapture
+	    scripts/level group 900 $(TEST) $$tests -- --test-threads=1 --nocapture
 
 # What is ignored there runs inside the booted containers, started by the tests outside.
 test-host: tools-host can-be-root packages-before ## level: real systemd in booted containers; root
 	@export LEVEL_RUNS_IGNORED=1; \
 	tests=$$(scripts/tests-with host-tests); \
 	CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT)' \
-	    scripts/level host 900 $(TEST) --features host-tests $$tests -- --test-threads=1 --skip lab:: --skip vm:: --skip deploy::
+	    scripts/level host 900 $(TEST) $$tests -- --test-threads=1 --skip lab:: --skip vm:: --skip deploy::
 
 test-lab: tools-host can-be-root build ## level: three booted hosts, a real Consul, restarts under load; root
 	@export LEVEL_RUNS_IGNORED=1; \
 	CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT)' \
-	    scripts/level lab 900 $(TEST) --features host-tests --test host -- --test-threads=1 --nocapture lab::
+	    scripts/level lab 900 $(TEST) --test host -- --test-threads=1 --nocapture lab::
 
 test-vm: tools-vm can-be-root images-for-tests ## level: machines that really boot, in QEMU; root
 	@export LEVEL_RUNS_IGNORED=1; \
 	CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT)' \
-	    scripts/level vm 1200 $(TEST) --features host-tests --test host -- --test-threads=2 --nocapture vm::
+	    scripts/level vm 1200 $(TEST) --test host -- --test-threads=2 --nocapture vm::
 
 test-deploy: tools-host can-be-root packages ## level: cloud-init, the Vagrant labs, the Ansible role, the pages, the templates; root
 	@scripts/need 'vagrant:vagrant:the labs are validated with it' \
@@ -192,7 +194,7 @@ test-deploy: tools-host can-be-root packages ## level: cloud-init, the Vagrant l
 	@scripts/fetch-validators
 	@export LEVEL_RUNS_IGNORED=1; \
 	CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT)' \
-	    scripts/level deploy 900 $(TEST) --features host-tests --test host -- --test-threads=2 deploy::
+	    scripts/level deploy 900 $(TEST) --test host -- --test-threads=2 deploy::
 
 test-demo: tools-netns can-be-root build ## level: the demo, every claim of it checked; root
 	@scripts/level demo 300 scripts/demo-holds $(AS_ROOT) target/enmesh demo --json

@@ -101,6 +101,11 @@ fn a_host_is_closed_from_power_on_to_power_off() {
     machine.wait_running();
     assert_eq!(machine.property("enmesh.service", "LoadState"), "masked");
     assert_eq!(machine.property("enmesh-early.service", "Result"), "success");
+    let at = |which: &str| -> u64 {
+        let time = machine.property("enmesh-early.service", &format!("ExecMain{which}TimestampMonotonic"));
+        time.parse().unwrap()
+    };
+    println!("enmesh early took {} ms", (at("Exit") - at("Start")) / 1000);
     let rules = machine.rules().expect("rules without a daemon");
 
     let cable = machine.cable();

@@ -1,8 +1,10 @@
 //! What is left behind goes, and nothing else does.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use enmesh::consul::Query;
+use futures_util::future;
 use serde_json::json;
 
 use crate::acl_bed::acl;
@@ -46,33 +48,54 @@ fn a_group_that_was_killed_goes_after_its_grace_and_only_it() {
     });
 }
 
+/// Asks without end who is healthy, as sidecars of callers do. Who fails is heard.
+async fn callers(land: &Land<'_>, asked: &AtomicUsize) {
+    let ask = async |number: usize| {
+        loop {
+            let path = format!("/v1/health/connect/s{number}");
+            land.operator.get(&Query::new(&path).with("passing", "1")).await.unwrap();
+            asked.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    future::join_all((0..7).map(ask)).await;
+}
+
 #[test]
 fn two_hundred_groups_come_and_go_and_nothing_of_them_stays() {
     scene(acl(), async |agent: &mut Agent| {
         let land = Land::new(agent).await;
         let settings = enmesh::reap::Settings { max_share: 100, ..land.settings() };
         let (mut one, mut other) = (land.reaper(settings.clone()), land.reaper(settings));
-        let mut living = Vec::new();
-        let mut gone = 0;
-        for number in 0..200 {
-            let name = format!("g{number}");
-            living.push((name.clone(), land.group(&name, &format!("s{}", number % 7)).await));
-            // Of those that end, every other one says so.
-            if living.len() > 5 {
-                let (name, group) = living.remove(number % 5);
-                land.kill(&name);
-                if number % 2 == 0 {
-                    group.leave().await;
-                }
-            }
-            if number % 10 == 9 {
-                let report = one.pass(SAY).await.unwrap();
+        let (mut living, mut gone) = (Vec::new(), 0);
+        let asked = AtomicUsize::new(0);
+        let life = async {
+            for round in 0..20 {
+                let arrive = |number: usize| {
+                    let (land, name) = (&land, format!("g{number}"));
+                    async move { (land.group(&name, &format!("s{}", number % 7)).await, name) }
+                };
+                let arriving = future::join_all((round * 10..round * 10 + 10).map(arrive));
+                let passing = async { (one.pass(SAY).await.unwrap(), other.pass(SAY).await.unwrap()) };
+                let (arrived, (report, idle)) = tokio::join!(arriving, passing);
                 gone += report.removed.len();
                 assert!(report.faults.is_empty(), "{:?}", report.faults);
-                let idle = other.pass(SAY).await.unwrap();
                 assert!(idle.leader.is_some(), "two lead");
+                living.extend(arrived);
+                // Of those that end, every other one says so.
+                let ending = living.drain(..living.len() - 5).enumerate().map(|(at, (group, name))| {
+                    land.kill(&name);
+                    async move {
+                        if at % 2 == 0 {
+                            group.leave().await
+                        }
+                    }
+                });
+                future::join_all(ending).await;
             }
-        }
+        };
+        tokio::select! { () = life => {}, () = callers(&land, &asked) => {} }
+        println!("{} questions meanwhile", asked.load(Ordering::Relaxed));
+        assert!(asked.load(Ordering::Relaxed) > 200, "there was no load");
         let report = passes(&mut one, |report| {
             gone += report.removed.len();
             report.waiting.is_empty() && report.removed.is_empty()

@@ -100,6 +100,10 @@ fn registers_and_renews(driver: &str) {
     scene.bed.kill_daemon();
     scene.bed.start();
     scene.bed.await_ready();
+    // The sidecar ends before Consul is told.
+    let said = scene.bed.run(&["down"]);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    assert!(scene.renewed().is_err(), "it is registered");
 }
 
 #[test]
