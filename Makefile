@@ -187,12 +187,14 @@ test-vm: tools-vm can-be-root images-for-tests ## level: machines that really bo
 	CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT)' \
 	    scripts/level vm 1200 $(TEST) --test host -- --test-threads=2 --nocapture vm::
 
-test-deploy: tools-host can-be-root build ## level: cloud-init, the Vagrant labs, the Ansible role, the templates; root
-	@scripts/need 'vagrant:vagrant:the labs are validated with it'
+test-deploy: tools-host can-be-root packages ## level: cloud-init, the Vagrant labs, the Ansible role, the pages, the templates; root
+	@scripts/need 'vagrant:vagrant:the labs are validated with it' \
+	    'gpg:gnupg:the package repository of the tests is signed with it' \
+	    'qemu-img:qemu-utils:the box of a lab is made with it'
 	@scripts/fetch-validators
 	@export LEVEL_RUNS_IGNORED=1; \
 	CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT)' \
-	    scripts/level deploy 900 $(TEST) --test host -- --test-threads=1 deploy::
+	    scripts/level deploy 900 $(TEST) --test host -- --test-threads=2 deploy::
 
 test-demo: tools-netns can-be-root build ## level: the demo, every claim of it checked; root
 	@scripts/level demo 300 scripts/demo-holds $(AS_ROOT) target/enmesh demo --json

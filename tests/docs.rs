@@ -1,8 +1,11 @@
 //! `docs/errors.md` against the code: every code is documented, nothing else is, and no code means
-//! two things. `docs/traffic.md` against the tests, in `traffic`; names of variables against the program, in `variables`.
+//! two things. `docs/traffic.md` against the tests, in `traffic`; names of variables against the program, in `variables`;
+//! commands of pages, in `commands`.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that panics has failed")]
 
+#[path = "docs/commands.rs"]
+mod commands;
 mod source;
 #[path = "docs/traffic.rs"]
 mod traffic;

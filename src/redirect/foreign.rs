@@ -22,11 +22,12 @@ pub struct Foreign {
 }
 
 /// Chains that iptables-based redirectors make, by how their names begin.
-pub(super) const CHAINS: [(&str, &str); 4] = [
+pub(super) const CHAINS: [(&str, &str); 5] = [
     ("CONSUL_", "consul connect redirect-traffic"),
     ("ISTIO_", "istio-iptables"),
     ("KUMA_", "kumactl install transparent-proxy"),
     ("PROXY_INIT_", "linkerd proxy-init"),
+    ("APPMESH_", "App Mesh's script"),
 ];
 
 /// Tables that nftables-based redirectors make, by how their names begin.

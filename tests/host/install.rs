@@ -34,7 +34,7 @@ const CONFIGURATION: [(&str, &str); 4] = [
 ];
 
 /// The package that is in the folder, from here and from inside.
-fn package(folder: &str, ending: &str) -> (PathBuf, String) {
+pub fn package(folder: &str, ending: &str) -> (PathBuf, String) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
     let found = fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut found: Vec<PathBuf> =

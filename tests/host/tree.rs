@@ -10,7 +10,7 @@ use enmesh::base::exec;
 /// What is in it beside the essentials.
 const PACKAGES: &str = "systemd,systemd-sysv,dbus,nftables,iproute2,systemd-resolved,libnss-resolve";
 /// What a provisioned one has besides.
-const PROVISIONERS: &str = "cloud-init,ansible-core,python3-apt";
+const PROVISIONERS: &str = "cloud-init,ansible-core,python3-apt,gpg,curl,iptables";
 /// What nobody reads in there.
 const EXCLUDED: [&str; 3] = ["/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*"];
 /// Counted up when something else about the recipe changes.
@@ -40,7 +40,7 @@ pub fn made(kind: Kind) -> PathBuf {
     let release = release();
     let (name, packages) = match kind {
         Kind::Base => ("", PACKAGES.to_owned()),
-        Kind::Rpm => ("-rpm", format!("{PACKAGES},rpm")),
+        Kind::Rpm => ("-rpm", format!("{PACKAGES},rpm,dnf")),
         Kind::Provisioned => ("-provisioned", format!("{PACKAGES},{PROVISIONERS}")),
     };
     let recipe = format!("{RECIPE}\n{release}\n{packages}\n{}\n", EXCLUDED.join("\n"));

@@ -6,8 +6,10 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::seed::{lay, part, repository, setting, stand_in_package};
-use crate::machine::{Machine, Setting, envoy};
+use super::page::Page;
+use super::seed::{lay, part, repository, setting};
+use super::site::{package, sum};
+use crate::machine::{Machine, Setting, envoy, put};
 
 /// Runs the play with these variables; `changed` and `failed` of its recap, and what was said.
 fn play(machine: &Machine, variables: &Value) -> (u64, u64, String) {
@@ -56,14 +58,14 @@ fn the_role_joins_a_machine_and_changes_nothing_twice() {
         runcmd:\n  - [systemctl, start, consul.service]\n";
     let machine = Machine::boot_in("role", setting, |tree| {
         lay(tree, "role", &[server, start.to_owned()]);
-        stand_in_package(&tree.join("root"));
+        put(tree, "/root/enmesh.deb", fs::read(package()).expect("a package"));
     });
     copy_in(&machine, &repository().join("ansible"), "/root/ansible");
     let program = fs::canonicalize(envoy()).expect("Envoy is there");
     fs::copy(&program, machine.path("/root/envoy")).expect("room for Envoy");
     let sum = machine.must(&["sha256sum", "/root/envoy"]).split(' ').next().unwrap_or_default().to_owned();
     let mut variables = json!({
-        "enmesh_package": "/root/enmesh_0_all.deb",
+        "enmesh_package": "/root/enmesh.deb",
         "enmesh_envoy_url": "file:///root/envoy",
         "enmesh_envoy_checksum": "0".repeat(64),
         "enmesh_services": [{ "name": "api", "port": 8080 }, { "name": "web", "capture": { "scope": "user:nobody" } }],
@@ -86,6 +88,7 @@ fn the_role_joins_a_machine_and_changes_nothing_twice() {
 
     let (changed, failed, said) = play(&machine, &variables);
     assert_eq!((changed, failed), (0, 0), "{said}");
+    as_its_page_says(&machine, &sum);
 
     variables["enmesh_services"].as_array_mut().expect("a list").remove(1);
     variables["enmesh_removed_services"] = json!(["web"]);
@@ -98,6 +101,35 @@ fn the_role_joins_a_machine_and_changes_nothing_twice() {
     variables["enmesh_services"][0]["port"] = json!("eighty");
     let (_, failed, said) = play(&machine, &variables);
     assert!(failed == 1 && said.contains("ENM-C"), "{said}");
+}
+
+/// The page's own variables and command, for a machine that is here and fetches from itself.
+fn as_its_page_says(machine: &Machine, of_envoy: &str) {
+    let page = part("ansible/README.md");
+    let example =
+        page.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
+    let name = package().file_name().and_then(|name| name.to_str()).expect("text").to_owned();
+    let mut variables = example.to_owned();
+    for (from, to) in [
+        (format!("https://packages.example.com/{name}"), "/root/enmesh.deb".to_owned()),
+        (
+            "https://packages.example.com/envoy-1.40.0-linux-x86_64".to_owned(),
+            "file:///root/envoy".to_owned(),
+        ),
+        ("package_checksum: \"…\"".to_owned(), format!("package_checksum: \"{}\"", sum(&package()))),
+        ("envoy_checksum: \"…\"".to_owned(), format!("envoy_checksum: \"{of_envoy}\"")),
+    ] {
+        assert!(variables.contains(&from), "the example has no {from:?}");
+        variables = variables.replace(&from, &to);
+    }
+    machine.write_file("/root/ansible/group_vars/api.yml", variables.as_bytes(), 0o644);
+    let hosts = "[api]\nlocalhost ansible_connection=local ansible_become=false ansible_python_interpreter=/usr/bin/python3\n";
+    machine.write_file("/root/ansible/hosts", hosts.as_bytes(), 0o644);
+    let step = Page::read("ansible/README.md").next("ansible-playbook").steps().remove(0);
+    let said = step.run_as(machine, "root", &format!("cd /root/ansible\n{}", step.command));
+    assert!(said.contains("failed=0"), "{said}");
+    let service = machine.must(&["cat", "/etc/enmesh/services/api.json"]);
+    assert!(service.contains("127.0.0.1:8080/health"), "{service}");
 }
 
 /// A server of its own instead of one elsewhere.

@@ -196,6 +196,7 @@ fn chains_of_every_redirector_go_and_nothing_else() {
         ("ISTIO_OUTPUT", "ISTIO_REDIRECT"),
         ("KUMA_MESH_OUTBOUND", "KUMA_MESH_OUTBOUND_REDIRECT"),
         ("PROXY_INIT_OUTPUT", "PROXY_INIT_REDIRECT"),
+        ("APPMESH_EGRESS", "APPMESH_INGRESS"),
         ("CONSUL_PROXY_OUTPUT", "CONSUL_PROXY_REDIRECT"),
     ];
     for (flavour, families) in [("nft", ["iptables", "ip6tables"]), ("legacy", ["iptables", "ip6tables"])] {
