@@ -36,8 +36,9 @@ impl Keeper {
         shared: Weak<Shared>,
         spec: UnitSpec,
         orders: mpsc::Receiver<oneshot::Sender<()>>,
+        restarts: u32,
     ) -> Self {
-        Keeper { shared, spec, orders, restarts: 0 }
+        Keeper { shared, spec, orders, restarts }
     }
 
     /// Keeps `process` and its successors.

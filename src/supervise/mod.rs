@@ -118,12 +118,13 @@ impl Supervisor {
             if self.runs_as(&spec.instance, &name) {
                 return Ok(());
             }
+            let restarts = self.restarts_by(&spec.instance, &name);
             self.dismiss(&spec.instance).await?;
             let leftover = leftover::find(&self.shared.root, &spec.instance)?;
             match leftover {
                 Some(old) if old.name == name => {
                     tracing::info!(service = %spec.instance, pid = old.process.pid(), "adopted the running sidecar");
-                    self.keep(spec, name, old.process);
+                    self.keep(spec, name, old.process, 0);
                     return Ok(());
                 }
                 Some(mut old) => old.process.end(self.shared.timing.grace).await?,
@@ -139,7 +140,7 @@ impl Supervisor {
             };
             leftover::record(&self.shared.root, &spec.instance, &process)?;
             let events = self.shared.events.subscribe();
-            self.keep(spec, name, process);
+            self.keep(spec, name, process, restarts);
             events
         };
         tokio::select! {
@@ -153,13 +154,21 @@ impl Supervisor {
         sidecars.get(instance).is_some_and(|s| s.name == name && s.status.state == UnitState::Active)
     }
 
+    /// How often the sidecar will have been started again when it is now: one that has ended by itself and waits for its
+    /// keeper is.
+    fn restarts_by(&self, instance: &str, name: &str) -> u32 {
+        let sidecars = self.shared.sidecars.borrow();
+        let waits = |s: &&Sidecar| s.name == name && s.status.state == UnitState::Failed;
+        sidecars.get(instance).filter(waits).map_or(0, |s| s.status.restarts + 1)
+    }
+
     /// Hands the process to a keeper of its own.
-    fn keep(&self, spec: &UnitSpec, name: String, process: Process) {
+    fn keep(&self, spec: &UnitSpec, name: String, process: Process, restarts: u32) {
         let (orders, receiver) = mpsc::channel(1);
-        let status = UnitStatus { state: UnitState::Active, pid: Some(process.pid()), restarts: 0 };
+        let status = UnitStatus { state: UnitState::Active, pid: Some(process.pid()), restarts };
         self.shared.sidecars.borrow_mut().insert(spec.instance.clone(), Sidecar { name, status, orders });
-        self.shared.tell(&spec.instance, UnitState::Active, Some(process.pid()), 0);
-        let keeper = keeper::Keeper::new(Rc::downgrade(&self.shared), spec.clone(), receiver);
+        self.shared.tell(&spec.instance, UnitState::Active, Some(process.pid()), restarts);
+        let keeper = keeper::Keeper::new(Rc::downgrade(&self.shared), spec.clone(), receiver, restarts);
         tokio::task::spawn_local(keeper.run(process));
     }
 

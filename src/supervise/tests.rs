@@ -122,6 +122,28 @@ fn starts_once_restarts_on_change_and_stops() {
     });
 }
 
+/// Converging may be faster than the pause; it is a restart all the same.
+#[test]
+fn a_killed_sidecar_that_is_wanted_at_once_counts_as_started_again() {
+    let dir = tempfile::tempdir().unwrap();
+    run(async {
+        let timing = Timing { first_pause: Duration::from_secs(20), ..TIMING };
+        let units = Supervisor::new(Root::new(dir.path()), timing);
+        units.start(&sleeper("api", "60")).await.unwrap();
+        for count in 1..=2 {
+            let mut events = units.events();
+            kill(pid(&units, "api").await);
+            assert_eq!(events.recv().await.unwrap().state, UnitState::Failed);
+            units.start(&sleeper("api", "60")).await.unwrap();
+            assert_eq!(units.status("api").await.unwrap().restarts, count);
+        }
+        // Another program is not the one that ended.
+        units.start(&sleeper("api", "61")).await.unwrap();
+        assert_eq!(units.status("api").await.unwrap().restarts, 0);
+        units.stop("api").await.unwrap();
+    });
+}
+
 #[test]
 fn a_killed_sidecar_is_back_and_everybody_hears_of_it() {
     let dir = tempfile::tempdir().unwrap();
