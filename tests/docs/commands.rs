@@ -37,7 +37,7 @@ fn has_commands(page: &str) -> bool {
 #[test]
 fn every_page_with_commands_is_read_by_a_test() {
     let (mut pages, mut readers) = (Vec::new(), Vec::new());
-    files(&root(), ".md", &mut pages);
+    files(root(), ".md", &mut pages);
     files(&root().join(READERS), ".rs", &mut readers);
     let readers: String = readers.iter().map(|path| fs::read_to_string(path).unwrap()).collect();
     let with_commands = pages.iter().filter(|path| has_commands(&fs::read_to_string(path).unwrap()));
