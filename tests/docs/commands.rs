@@ -2,12 +2,10 @@
 //! commands adds its test, or says here why there is none.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::path::{Path, PathBuf};
 
-use crate::source::root;
+use crate::source::{files, root, sources};
 
-/// Pages that tell more of what is in the mesh already, and where their examples are tried.
+/// Pages that tell more of what is in the mesh already, and where what they tell is tried, if not word for word.
 const REFERENCES: [(&str, &str); 4] = [
     ("docs/acl.md", "tests/host/lab/acl.rs"),
     ("docs/containers.md", "tests/group/main.rs"),
@@ -17,18 +15,6 @@ const REFERENCES: [(&str, &str); 4] = [
 /// What runs pages. It fails where a block of a page that it reads is neither run nor left out by name.
 const READERS: &str = "tests/host/deploy";
 
-fn files(folder: &Path, ending: &str, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_str().unwrap();
-        if path.is_dir() && name != "target" && !name.starts_with('.') {
-            files(&path, ending, found);
-        } else if name.ends_with(ending) {
-            found.push(path);
-        }
-    }
-}
-
 fn has_commands(page: &str) -> bool {
     let mut fences = page.lines().map(str::trim_start).filter_map(|line| line.strip_prefix("```"));
     fences.any(|language| ["sh", "console"].contains(&language.trim()))
@@ -36,13 +22,9 @@ fn has_commands(page: &str) -> bool {
 
 #[test]
 fn every_page_with_commands_is_read_by_a_test() {
-    let (mut pages, mut readers) = (Vec::new(), Vec::new());
-    files(root(), ".md", &mut pages);
-    files(&root().join(READERS), ".rs", &mut readers);
-    let readers: String = readers.iter().map(|path| fs::read_to_string(path).unwrap()).collect();
-    let with_commands = pages.iter().filter(|path| has_commands(&fs::read_to_string(path).unwrap()));
+    let readers: String = sources(READERS).into_iter().map(|source| source.text).collect();
     let with_commands: BTreeSet<String> =
-        with_commands.map(|path| path.strip_prefix(root()).unwrap().display().to_string()).collect();
+        files("", ".md").into_iter().filter(|page| has_commands(&page.text)).map(|page| page.path).collect();
     assert!(with_commands.len() > 10, "{with_commands:?}");
     let elsewhere: BTreeSet<String> = REFERENCES.map(|(page, _)| page.to_owned()).into();
     for (page, test) in REFERENCES {

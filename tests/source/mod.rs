@@ -32,8 +32,13 @@ impl Source {
 
 /// Every Rust file below `folder`, sorted by path.
 pub fn sources(folder: &str) -> Vec<Source> {
+    files(folder, ".rs")
+}
+
+/// Every file below `folder` whose name ends like this, sorted by path; nothing of what is built or hidden.
+pub fn files(folder: &str, ending: &str) -> Vec<Source> {
     let mut files = Vec::new();
-    collect(&root().join(folder), &mut files);
+    collect(&root().join(folder), ending, &mut files);
     files.sort();
     files
         .into_iter()
@@ -44,12 +49,13 @@ pub fn sources(folder: &str) -> Vec<Source> {
         .collect()
 }
 
-fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
+fn collect(folder: &Path, ending: &str, files: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
-        if path.is_dir() {
-            collect(&path, files);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if path.is_dir() && name != "target" && !name.starts_with('.') {
+            collect(&path, ending, files);
+        } else if name.ends_with(ending) {
             files.push(path);
         }
     }

@@ -7,8 +7,7 @@ use std::path::Path;
 use super::page::{Page, Step};
 use super::seed::{lay, repository, setting};
 use super::site::{package, run};
-use crate::lab::cluster::PATIENCE;
-use crate::lab::cluster::eventually;
+use crate::lab::cluster::{PATIENCE, eventually};
 use crate::machine::{Machine, Setting, envoy, put};
 use crate::tree::Kind;
 

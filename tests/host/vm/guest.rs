@@ -198,6 +198,11 @@ impl Guest {
         self.until(code, &look)
     }
 
+    /// Waits until systemd has nothing more to start.
+    pub fn until_booted(&mut self) {
+        self.until("the end of the boot", "systemctl is-system-running | grep -qE 'running|degraded'");
+    }
+
     /// Boots it again the orderly way and waits until it is up.
     pub fn reboot(&mut self) {
         self.run("systemctl --no-block reboot");

@@ -31,7 +31,7 @@ fn the_image_is_in_the_mesh_with_a_service_file_alone() {
     let id = guest.must("cat /etc/machine-id");
     assert_eq!(id.trim().len(), 32);
     guest.must("test -s /etc/ssh/ssh_host_ed25519_key");
-    guest.until("everything up", "systemctl is-system-running | grep -qE 'running|degraded'");
+    guest.until_booted();
     println!("{}", guest.must("systemd-analyze time"));
     let failed = guest.must("systemctl list-units --failed --plain --no-legend");
     assert_eq!(failed, "");

@@ -86,7 +86,7 @@ fn is_closed_through_a_reboot(guest: &mut Guest, peer: &Peer) {
 }
 
 fn figures(guest: &mut Guest) {
-    guest.until("the end of the boot", "systemctl is-system-running | grep -E 'running|degraded'");
+    guest.until_booted();
     let chain = guest
         .must("systemd-analyze critical-chain --no-pager enmesh-early.service enmesh.service 2>&1 || true");
     let blame = guest.must("systemd-analyze blame --no-pager | grep -E 'enmesh|envoy' || true");
@@ -94,28 +94,34 @@ fn figures(guest: &mut Guest) {
         "for unit in enmesh enmesh-early envoy@api; do systemd-analyze security --no-pager $unit.service | tail -n 1; done",
     );
     println!("{chain}\n{blame}\n{security}");
-    let times = guest.must(
+    let early = between(
+        guest,
         "systemctl show --value --property ExecMainStartTimestampMonotonic --property ExecMainExitTimestampMonotonic enmesh-early",
     );
-    let times: Vec<u64> = times.lines().filter_map(|line| line.trim().parse().ok()).collect();
-    println!("enmesh early took {} ms", times[1].abs_diff(times[0]) / 1000);
+    println!("enmesh early took {early} ms");
     // Others are waited for meanwhile, so only a boot without it tells what it adds.
     let with = until_network_pre(guest);
     guest.must("systemctl mask enmesh-early");
     guest.reboot();
-    guest.until("the end of the boot", "systemctl is-system-running | grep -E 'running|degraded'");
+    guest.until_booted();
     println!("network-pre.target: {with} ms with enmesh-early, {} ms without", until_network_pre(guest));
     guest.must("systemctl unmask enmesh-early");
 }
 
 /// From the start of systemd, in ms.
 fn until_network_pre(guest: &mut Guest) -> u64 {
-    let said = guest.must(
+    between(
+        guest,
         "systemctl show --value --property UserspaceTimestampMonotonic; \
          systemctl show --value --property ActiveEnterTimestampMonotonic network-pre.target",
-    );
+    )
+}
+
+/// Between the two points in time that a script prints in microseconds, in either order; in ms.
+fn between(guest: &mut Guest, script: &str) -> u64 {
+    let said = guest.must(script);
     let times: Vec<u64> = said.lines().filter_map(|line| line.trim().parse().ok()).collect();
-    (times[1] - times[0]) / 1000
+    times[1].abs_diff(times[0]) / 1000
 }
 
 /// Each ends in a coded error that is seen, and is over when its cause is.
