@@ -10,7 +10,7 @@ use super::Global;
 use super::output::Answer;
 use super::status::at;
 use crate::base::Fault;
-use crate::config::value::Span;
+use crate::config::{self, value::Span};
 use crate::converge::ConvergeError;
 use crate::daemon::client;
 
@@ -21,7 +21,7 @@ const LOOK: Duration = Duration::from_millis(50);
 #[derive(Debug, Args)]
 #[command(
     after_help = "Without a service it waits until every service of this host is live and nothing is wrong; a host \
-without any service fails.\n\nExamples:\n  enmesh wait api --timeout 30s\n  enmesh wait --timeout 2m                     all of them: at the end of a machine's set-up\n  \
+without any service fails. What was written before it is called counts.\n\nExamples:\n  enmesh wait api --timeout 30s\n  enmesh wait --timeout 2m                     all of them: at the end of a machine's set-up\n  \
 ExecStartPre=/usr/bin/enmesh wait api        in the application's unit"
 )]
 pub struct Wait {
@@ -41,9 +41,11 @@ impl Wait {
         };
         let started = Instant::now();
         loop {
+            let written = config::stamp(&root).ok();
             let status = client::status(&root).await?;
             let state = match (&status, &self.service) {
                 (None, _) => "no daemon runs".to_owned(),
+                (Some(status), _) if is_behind(status, written.as_deref()) => BEHIND.to_owned(),
                 (Some(status), Some(name)) => phase(at(status, &format!("/services/{name}"))).to_owned(),
                 (Some(status), None) => host(status),
             };
@@ -65,6 +67,15 @@ impl Wait {
 
 /// What is waited for.
 const LIVE: &str = "live";
+
+/// What was live before says nothing of what is written now.
+const BEHIND: &str = "the daemon has not taken up what is in the files now";
+
+/// Whether the daemon read other files than those there are. Where nobody knows, it is not.
+fn is_behind(status: &Value, written: Option<&str>) -> bool {
+    let read = at(status, "/configuration").as_str();
+    matches!((read, written), (Some(read), Some(written)) if read != written)
+}
 
 /// How a service is.
 fn phase(service: &Value) -> &str {
@@ -100,7 +111,7 @@ fn host(status: &Value) -> String {
 mod tests {
     use serde_json::json;
 
-    use super::host;
+    use super::{host, is_behind};
 
     #[test]
     fn a_host_says_what_it_lacks() {
@@ -115,5 +126,15 @@ mod tests {
         assert_eq!(host(&json!({ "ready": true, "faults": [], "services": {} })), "it has no service");
         let live = json!({ "ready": true, "faults": [], "services": { "web": { "phase": "live" } } });
         assert_eq!(host(&live), "live");
+    }
+
+    #[test]
+    fn other_files_than_were_read_are_waited_for() {
+        let status = json!({ "configuration": "ab" });
+        assert!(is_behind(&status, Some("cd")));
+        assert!(!is_behind(&status, Some("ab")));
+        // Who may not look at the files, and a daemon that does not tell.
+        assert!(!is_behind(&status, None));
+        assert!(!is_behind(&json!({}), Some("ab")));
     }
 }

@@ -21,6 +21,7 @@ mod rules;
 mod schema;
 mod service;
 mod source;
+mod stamp;
 pub mod value;
 
 use std::path::PathBuf;
@@ -42,6 +43,7 @@ pub use service::{
     Bypass, Capture, DnsMode, Inbound, Ipv6Policy, Legacy, LegacyForm, Locality, Mode, OnProxyFailure,
     ProxyConfig, ServiceConfig, Upstream, Weights,
 };
+pub use stamp::stamp;
 
 use crate::base::Fault;
 

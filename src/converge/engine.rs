@@ -112,6 +112,8 @@ pub struct Engine {
     pub(super) beside_others: bool,
     /// Who knows at which address others reach this host.
     pub(super) addresses: Addresses,
+    /// Which files were read last.
+    configuration: Option<String>,
     /// What the plan in force was made from.
     pub(super) made_from: Option<(Config, HostFacts)>,
     /// The host file as it counted last.
@@ -164,6 +166,7 @@ impl Engine {
             rules: None,
             beside_others: false,
             addresses,
+            configuration: None,
             made_from: None,
             host: config.host,
             asked: Asked::default(),
@@ -209,6 +212,11 @@ impl Engine {
         self.adapters.drive.membership.as_ref()?.registered().get(id)
     }
 
+    /// Which files were read last, see [`config::stamp`].
+    pub fn configuration(&self) -> Option<&str> {
+        self.configuration.as_deref()
+    }
+
     /// The plan in force.
     pub fn plan_in_force(&self) -> Option<&Plan> {
         self.plan.as_ref()
@@ -247,6 +255,8 @@ impl Engine {
     /// # Errors
     /// The mesh or the host cannot be read; what is in force stays in force.
     pub async fn intend(&mut self) -> Result<Intent, Fault> {
+        // Before they are read: what is written meanwhile is not taken for read.
+        self.configuration = config::stamp(&self.root).ok();
         let config = load(&self.root, &self.state);
         // Nothing is done by halves of a file: there is a last good host file, or nothing to do.
         if let (false, None) = (config.host_ok, &self.state.host)

@@ -64,6 +64,8 @@ pub struct Status {
     pub converged_count: u64,
     /// When it did last, in seconds since 1970.
     pub converged_at: u64,
+    /// Which files it read then, see [`crate::config::stamp`]; `None` where they could not be looked at.
+    pub configuration: Option<String>,
     /// How often rules that somebody changed were set again since the daemon started.
     pub rules_repaired: u64,
     /// The last time.
@@ -179,6 +181,7 @@ impl Status {
         self.not_redirected = engine.not_redirected();
         self.consul = engine.consul();
         self.address = engine.address();
+        self.configuration = engine.configuration().map(str::to_owned);
         self.pending = engine
             .pending()
             .map(|until| PendingStatus { deadline: now() + until.left().as_millis().div_ceil(1000) as u64 });

@@ -85,6 +85,24 @@ fn without_a_daemon_status_says_so_with_69() {
     assert!(said.err.contains("hint") && said.code != Some(0), "{said:?}");
 }
 
+/// Whoever writes a file and then waits means that file, however quick he is.
+#[test]
+fn wait_is_for_what_is_written_and_not_for_what_was_live_before() {
+    let mut bed = Bed::new();
+    let web = std::fs::read(bed.path(WEB_FILE)).unwrap();
+    bed.start().await_ready();
+    for round in 0..10 {
+        bed.remove(WEB_FILE);
+        let said = bed.run(&["wait"]);
+        assert_eq!(said.code, Some(0), "{said:?}");
+        assert!(bed.status()["services"].get("web").is_none(), "round {round}: it was removed");
+        bed.write(WEB_FILE, &web);
+        let said = bed.run(&["wait"]);
+        assert_eq!(said.code, Some(0), "{said:?}");
+        assert_eq!(bed.status()["services"]["web"]["phase"], "live", "round {round}");
+    }
+}
+
 #[test]
 fn every_command_answers_with_one_json_document() {
     let mut bed = Bed::new();
