@@ -2,13 +2,12 @@
 //! it.
 
 use std::rc::Weak;
-use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::process::Process;
-use super::{Shared, Timing, leftover};
+use super::{Past, Shared, Timing, leftover};
 use crate::base::units::{UnitSpec, UnitState};
 use crate::base::{Fault, Root};
 
@@ -18,7 +17,7 @@ pub(super) struct Keeper {
     shared: Weak<Shared>,
     spec: UnitSpec,
     orders: mpsc::Receiver<oneshot::Sender<()>>,
-    restarts: u32,
+    past: Past,
 }
 
 /// What happened while the keeper waited.
@@ -36,15 +35,14 @@ impl Keeper {
         shared: Weak<Shared>,
         spec: UnitSpec,
         orders: mpsc::Receiver<oneshot::Sender<()>>,
-        restarts: u32,
+        past: Past,
     ) -> Self {
-        Keeper { shared, spec, orders, restarts }
+        Keeper { shared, spec, orders, past }
     }
 
     /// Keeps `process` and its successors.
     pub(super) async fn run(mut self, mut process: Process) {
         let Some(timing) = self.shared.upgrade().map(|shared| shared.timing) else { return };
-        let mut pause = timing.first_pause;
         loop {
             let since = Instant::now();
             let mut ending = String::new();
@@ -55,14 +53,14 @@ impl Keeper {
                 Turn::Orphaned => return,
             }
             if since.elapsed() >= timing.calm {
-                pause = timing.first_pause;
+                self.past.pause = timing.first_pause;
             }
             tracing::warn!(
-                service = %self.spec.instance, ending, retry_in = ?pause, ENMESH_CODE = "ENM-V002",
+                service = %self.spec.instance, ending, retry_in = ?self.past.pause, ENMESH_CODE = "ENM-V002",
                 "the sidecar ended; starting it again"
             );
             self.tell(UnitState::Failed, None);
-            match self.again(&mut pause, timing.longest_pause).await {
+            match self.again(&timing).await {
                 Some(next) => process = next,
                 None => return,
             }
@@ -70,9 +68,9 @@ impl Keeper {
     }
 
     /// Waits and starts until one start works; `None` when there is nothing more to do.
-    async fn again(&mut self, pause: &mut Duration, longest: Duration) -> Option<Process> {
+    async fn again(&mut self, timing: &Timing) -> Option<Process> {
         loop {
-            match self.meanwhile(tokio::time::sleep(*pause)).await {
+            match self.meanwhile(tokio::time::sleep(self.past.pause)).await {
                 Turn::Come => {}
                 Turn::Ordered(done) => {
                     self.tell(UnitState::Inactive, None);
@@ -81,8 +79,7 @@ impl Keeper {
                 }
                 Turn::Orphaned => return None,
             }
-            *pause = (*pause * 2).min(longest);
-            self.restarts += 1;
+            self.past = self.past.again(timing);
             self.note(leftover::announce);
             match Process::spawn(&self.spec) {
                 Ok(process) => {
@@ -91,7 +88,7 @@ impl Keeper {
                     return Some(process);
                 }
                 Err(error) => tracing::error!(
-                    service = %self.spec.instance, %error, retry_in = ?*pause, ENMESH_CODE = "ENM-V001",
+                    service = %self.spec.instance, %error, retry_in = ?self.past.pause, ENMESH_CODE = "ENM-V001",
                     "the sidecar cannot be started again"
                 ),
             }
@@ -128,7 +125,7 @@ impl Keeper {
 
     fn tell(&self, state: UnitState, pid: Option<u32>) {
         if let Some(shared) = self.shared.upgrade() {
-            shared.tell(&self.spec.instance, state, pid, self.restarts);
+            shared.tell(&self.spec.instance, state, pid, self.past);
         }
     }
 }

@@ -79,15 +79,34 @@ struct Sidecar {
     /// The name that its specification asks for.
     name: String,
     status: UnitStatus,
+    /// As in [`Past`].
+    pause: Duration,
     /// To its keeper: end the process, then answer.
     orders: mpsc::Sender<oneshot::Sender<()>>,
 }
 
+/// How often a sidecar has ended, and what follows from it.
+#[derive(Debug, Clone, Copy)]
+struct Past {
+    /// How often it was started again.
+    restarts: u32,
+    /// The pause before it is the next time.
+    pause: Duration,
+}
+
+impl Past {
+    /// Once it is started again.
+    fn again(self, timing: &Timing) -> Past {
+        Past { restarts: self.restarts + 1, pause: (self.pause * 2).min(timing.longest_pause) }
+    }
+}
+
 impl Shared {
     /// Notes a state and tells it to whoever listens.
-    fn tell(&self, instance: &str, state: UnitState, pid: Option<u32>, restarts: u32) {
+    fn tell(&self, instance: &str, state: UnitState, pid: Option<u32>, past: Past) {
         if let Some(sidecar) = self.sidecars.borrow_mut().get_mut(instance) {
-            sidecar.status = UnitStatus { state, pid, restarts };
+            sidecar.status = UnitStatus { state, pid, restarts: past.restarts };
+            sidecar.pause = past.pause;
         }
         // Nobody listening is fine.
         let _ = self.events.send(UnitEvent { instance: instance.to_owned(), state, pid });
@@ -118,13 +137,13 @@ impl Supervisor {
             if self.runs_as(&spec.instance, &name) {
                 return Ok(());
             }
-            let restarts = self.restarts_by(&spec.instance, &name);
+            let past = self.past_of(&spec.instance, &name);
             self.dismiss(&spec.instance).await?;
             let leftover = leftover::find(&self.shared.root, &spec.instance)?;
             match leftover {
                 Some(old) if old.name == name => {
                     tracing::info!(service = %spec.instance, pid = old.process.pid(), "adopted the running sidecar");
-                    self.keep(spec, name, old.process, 0);
+                    self.keep(spec, name, old.process, self.afresh());
                     return Ok(());
                 }
                 Some(mut old) => old.process.end(self.shared.timing.grace).await?,
@@ -140,7 +159,7 @@ impl Supervisor {
             };
             leftover::record(&self.shared.root, &spec.instance, &process)?;
             let events = self.shared.events.subscribe();
-            self.keep(spec, name, process, restarts);
+            self.keep(spec, name, process, past);
             events
         };
         tokio::select! {
@@ -154,21 +173,32 @@ impl Supervisor {
         sidecars.get(instance).is_some_and(|s| s.name == name && s.status.state == UnitState::Active)
     }
 
-    /// How often the sidecar will have been started again when it is now: one that has ended by itself and waits for its
-    /// keeper is.
-    fn restarts_by(&self, instance: &str, name: &str) -> u32 {
+    /// What counts of a sidecar that is started now: one that has ended by itself and waits for its keeper is started
+    /// again, only sooner, and its pauses go on growing.
+    fn past_of(&self, instance: &str, name: &str) -> Past {
         let sidecars = self.shared.sidecars.borrow();
         let waits = |s: &&Sidecar| s.name == name && s.status.state == UnitState::Failed;
-        sidecars.get(instance).filter(waits).map_or(0, |s| s.status.restarts + 1)
+        match sidecars.get(instance).filter(waits) {
+            Some(waiting) => {
+                Past { restarts: waiting.status.restarts, pause: waiting.pause }.again(&self.shared.timing)
+            }
+            None => self.afresh(),
+        }
+    }
+
+    fn afresh(&self) -> Past {
+        Past { restarts: 0, pause: self.shared.timing.first_pause }
     }
 
     /// Hands the process to a keeper of its own.
-    fn keep(&self, spec: &UnitSpec, name: String, process: Process, restarts: u32) {
+    fn keep(&self, spec: &UnitSpec, name: String, process: Process, past: Past) {
         let (orders, receiver) = mpsc::channel(1);
-        let status = UnitStatus { state: UnitState::Active, pid: Some(process.pid()), restarts };
-        self.shared.sidecars.borrow_mut().insert(spec.instance.clone(), Sidecar { name, status, orders });
-        self.shared.tell(&spec.instance, UnitState::Active, Some(process.pid()), restarts);
-        let keeper = keeper::Keeper::new(Rc::downgrade(&self.shared), spec.clone(), receiver, restarts);
+        let status =
+            UnitStatus { state: UnitState::Active, pid: Some(process.pid()), restarts: past.restarts };
+        let sidecar = Sidecar { name, status, pause: past.pause, orders };
+        self.shared.sidecars.borrow_mut().insert(spec.instance.clone(), sidecar);
+        self.shared.tell(&spec.instance, UnitState::Active, Some(process.pid()), past);
+        let keeper = keeper::Keeper::new(Rc::downgrade(&self.shared), spec.clone(), receiver, past);
         tokio::task::spawn_local(keeper.run(process));
     }
 

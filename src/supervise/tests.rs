@@ -122,24 +122,27 @@ fn starts_once_restarts_on_change_and_stops() {
     });
 }
 
-/// Converging may be faster than the pause; it is a restart all the same.
+/// Converging may be faster than the pause; it is a restart all the same, and the pauses grow.
 #[test]
 fn a_killed_sidecar_that_is_wanted_at_once_counts_as_started_again() {
     let dir = tempfile::tempdir().unwrap();
     run(async {
-        let timing = Timing { first_pause: Duration::from_secs(20), ..TIMING };
+        let pause = |seconds| Duration::from_secs(seconds);
+        let timing = Timing { first_pause: pause(20), longest_pause: pause(70), ..TIMING };
         let units = Supervisor::new(Root::new(dir.path()), timing);
         units.start(&sleeper("api", "60")).await.unwrap();
-        for count in 1..=2 {
+        for (count, next) in [(1, 40), (2, 70), (3, 70)] {
             let mut events = units.events();
             kill(pid(&units, "api").await);
             assert_eq!(events.recv().await.unwrap().state, UnitState::Failed);
             units.start(&sleeper("api", "60")).await.unwrap();
             assert_eq!(units.status("api").await.unwrap().restarts, count);
+            assert_eq!(units.shared.sidecars.borrow()["api"].pause, pause(next));
         }
         // Another program is not the one that ended.
         units.start(&sleeper("api", "61")).await.unwrap();
         assert_eq!(units.status("api").await.unwrap().restarts, 0);
+        assert_eq!(units.shared.sidecars.borrow()["api"].pause, pause(20));
         units.stop("api").await.unwrap();
     });
 }
