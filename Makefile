@@ -72,6 +72,7 @@ tools-vm:
 	@scripts/need \
 	    'qemu-system-x86_64:qemu-system-x86:machines boot in it' \
 	    'genisoimage:genisoimage:what a machine is told at its first boot is on a disk of this kind' \
+	    'packer:packer:the image is made by Packer as well' \
 	    '/usr/share/ovmf/OVMF.fd:ovmf:the image boots by itself, with this firmware'
 	@$(MAKE) tools-image
 
@@ -116,12 +117,12 @@ image: packages ## a disk that boots by itself: Debian, Consul, Envoy, enmesh; t
 	@$(SUDO) image/make enmesh target/image/enmesh.qcow2
 
 image-seat: packages ## what Packer takes along for image/enmesh.pkr.hcl, in target/image/seat
+	@scripts/need 'ssh-keygen:openssh-client:Packer gets into its machine by a key that is made for that'
 	@scripts/fetch-envoy
 	@scripts/fetch-consul
 	@image/seat target/image/seat packer
 
-images-for-tests: packages-before
-	@$(SUDO) image/make enmesh target/image/enmesh.qcow2
+images-for-tests: packages-before image image-seat
 	@$(SUDO) image/make stock target/image/stock.qcow2
 
 # --- run ---------------------------------------------------------------------------------------
@@ -185,16 +186,17 @@ test-lab: tools-host can-be-root build ## level: three booted hosts, a real Cons
 test-vm: tools-vm can-be-root images-for-tests ## level: machines that really boot, in QEMU; root
 	@export LEVEL_RUNS_IGNORED=1; \
 	CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT)' \
-	    scripts/level vm 1200 $(TEST) --test host -- --test-threads=2 --nocapture vm::
+	    scripts/level vm 1200 $(TEST) --test host -- --test-threads=$(TEST_THREADS) --nocapture vm::
 
-test-deploy: tools-host can-be-root packages ## level: cloud-init, the Vagrant labs, the Ansible role, the pages, the templates; root
+test-deploy: tools-host can-be-root packages image-seat ## level: cloud-init, the Vagrant labs, the Ansible role, the pages, the templates; root
 	@scripts/need 'vagrant:vagrant:the labs are validated with it' \
 	    'gpg:gnupg:the package repository of the tests is signed with it' \
+	    'packer:packer:the template of the image is validated with it' \
 	    'qemu-img:qemu-utils:the box of a lab is made with it'
 	@scripts/fetch-validators
 	@export LEVEL_RUNS_IGNORED=1; \
 	CARGO_TARGET_$(HOST_VARIABLE)_RUNNER='$(AS_ROOT)' \
-	    scripts/level deploy 900 $(TEST) --test host -- --test-threads=2 deploy::
+	    scripts/level deploy 900 $(TEST) --test host -- --test-threads=$(TEST_THREADS) deploy::
 
 test-demo: tools-netns can-be-root build ## level: the demo, every claim of it checked; root
 	@scripts/level demo 300 scripts/demo-holds $(AS_ROOT) target/enmesh demo --json

@@ -25,6 +25,12 @@ variable "accelerator" {
   default = "kvm"
 }
 
+# For a disk that boots by UEFI alone, such as that of `image/make`: /usr/share/ovmf/OVMF.fd.
+variable "firmware" {
+  type    = string
+  default = ""
+}
+
 source "qemu" "debian" {
   iso_url          = var.image
   iso_checksum     = var.checksum
@@ -32,10 +38,13 @@ source "qemu" "debian" {
   disk_size        = "4G"
   format           = "qcow2"
   accelerator      = var.accelerator
+  firmware         = var.firmware
+  memory           = 1024
   headless         = true
   output_directory = "target/image/packer"
   vm_name          = "enmesh.qcow2"
   ssh_username     = "debian"
+  ssh_timeout      = "10m"
   # The way in for the time of the build: user-data on a disk of its own. The script clears it away.
   ssh_private_key_file = "${var.seat}-seed/key"
   cd_files             = ["${var.seat}-seed/meta-data", "${var.seat}-seed/user-data"]
@@ -57,6 +66,7 @@ build {
       "sudo apt-get update",
       "sudo apt-get install --yes --no-install-recommends nftables systemd-resolved libnss-resolve",
       "sudo /tmp/image/provision",
+      "rm -r /tmp/image",
     ]
   }
 }

@@ -7,8 +7,10 @@
 //! | `peer` | the container, and the files it serves |
 //! | `stock` | a stock Debian that a seed brings into the mesh; reboot, upgrade, faults, removal |
 //! | `image` | the prebuilt image with nothing but its service |
+//! | `packer` | the same image, made by Packer |
 
 mod guest;
 mod image;
+mod packer;
 mod peer;
 mod stock;
