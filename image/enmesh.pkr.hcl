@@ -25,10 +25,11 @@ variable "accelerator" {
   default = "kvm"
 }
 
-# For a disk that boots by UEFI alone, such as that of `image/make`: /usr/share/ovmf/OVMF.fd.
-variable "firmware" {
-  type    = string
-  default = ""
+# What else QEMU is told. A disk that boots by UEFI alone, such as that of `image/make`, needs a firmware:
+# [["-bios", "/usr/share/ovmf/OVMF.fd"]].
+variable "qemuargs" {
+  type    = list(list(string))
+  default = []
 }
 
 source "qemu" "debian" {
@@ -38,7 +39,7 @@ source "qemu" "debian" {
   disk_size        = "4G"
   format           = "qcow2"
   accelerator      = var.accelerator
-  firmware         = var.firmware
+  qemuargs         = var.qemuargs
   memory           = 1024
   headless         = true
   output_directory = "target/image/packer"

@@ -6,6 +6,8 @@
     reason = "in a test a failure is a panic"
 )]
 
+#[path = "../support/acl_bed.rs"]
+mod acl_bed;
 #[path = "../support/consul_bed.rs"]
 mod bed;
 
@@ -13,6 +15,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use acl_bed::{acl, bootstrap, identity, with_policy};
 use bed::{Agent, api, client_of, entry, gate, scene};
 use enmesh::base::{Fault, Root};
 use enmesh::config::ConsulConfig;
@@ -345,45 +348,17 @@ fn what_the_field_registers_today_is_taken() {
     });
 }
 
-/// Everything denied by default, as ACLs are in earnest.
-fn acl() -> Value {
-    json!({ "acl": { "enabled": true, "default_policy": "deny" } })
-}
-
-/// The token that may do everything.
-async fn bootstrap(agent: &Agent) -> Client {
-    let started = Instant::now();
-    loop {
-        match agent.client().put(&Query::new("/v1/acl/bootstrap"), None).await {
-            Ok(answer) => return agent.client_with(answer.body["SecretID"].as_str().unwrap()),
-            // The ACL system comes up a moment after the leader.
-            Err(error) if started.elapsed() > Duration::from_secs(15) => panic!("{error}"),
-            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
-        }
-    }
-}
-
-async fn token_for(agent: &Agent, operator: &Client, service: &str) -> Client {
-    let body = json!({ "ServiceIdentities": [{ "ServiceName": service }] });
-    let answer = operator.put(&Query::new("/v1/acl/token"), Some(&body)).await.unwrap();
-    agent.client_with(answer.body["SecretID"].as_str().unwrap())
-}
-
 /// A token that can only look: what succeeds with it has written nothing.
 async fn reader(agent: &Agent, operator: &Client) -> Client {
     let rules = "service_prefix \"\" { policy = \"read\" } node_prefix \"\" { policy = \"read\" }";
-    let policy = json!({ "Name": "look", "Rules": rules });
-    operator.put(&Query::new("/v1/acl/policy"), Some(&policy)).await.unwrap();
-    let body = json!({ "Policies": [{ "Name": "look" }] });
-    let answer = operator.put(&Query::new("/v1/acl/token"), Some(&body)).await.unwrap();
-    agent.client_with(answer.body["SecretID"].as_str().unwrap())
+    with_policy(agent, operator, "look", rules).await
 }
 
 #[test]
 fn the_catalog_takes_a_service_with_no_more_than_its_identity() {
     scene(acl(), async |agent: &mut Agent| {
         let operator = bootstrap(agent).await;
-        let mine = token_for(agent, &operator, "api").await;
+        let mine = identity(agent, &operator, "api").await;
         let node = Node { name: "group-1".to_owned(), address: "10.0.0.9".parse().unwrap() };
         let registry = CatalogRegistry::new(mine.clone(), gate(), node.clone());
         let wanted = entry(api());
@@ -423,7 +398,7 @@ fn the_catalog_takes_a_service_with_no_more_than_its_identity() {
         assert_eq!(registry.list().await.unwrap(), std::slice::from_ref(&wanted.key));
 
         // Another service's token may not.
-        let other = token_for(agent, &operator, "web").await;
+        let other = identity(agent, &operator, "web").await;
         let foreign = CatalogRegistry::new(other, gate(), node.clone());
         let fault = foreign.register(&wanted).await.unwrap_err();
         assert_eq!(fault.code, "ENM-K021", "{fault}");
@@ -460,7 +435,10 @@ fn tokens_and_what_they_may_not() {
 
         // The identity of the service is enough for the agent, though not to ask what it is; the
         // catalog tells the version.
-        let mine = token_for(agent, &operator, "api").await;
+        // A server enters itself there a moment after it can make tokens.
+        let mine = identity(agent, &operator, "api").await;
+        settle(&operator, "/v1/catalog/service/consul", |it| it[0]["ServiceMeta"]["version"].is_string())
+            .await;
         let (facts, warnings) = ServerFacts::ask(&mine).await.unwrap();
         assert_eq!((facts.source, warnings), (Source::Catalog, vec![]));
         assert_eq!(Gate::of(&facts), gate());

@@ -47,7 +47,7 @@ impl Bench {
             "CHECKPOINT_DISABLE=1".to_owned(),
             format!("PKR_VAR_image={}", image.display()),
             "PKR_VAR_checksum=none".to_owned(),
-            "PKR_VAR_firmware=/usr/share/ovmf/OVMF.fd".to_owned(),
+            "PKR_VAR_qemuargs=[[\"-bios\", \"/usr/share/ovmf/OVMF.fd\"]]".to_owned(),
             "PKR_VAR_accelerator=tcg".to_owned(),
         ];
         let mut arguments = vec!["-c", IN_GROUP, "sh", self.group.to_str().expect("text"), "nsenter", &net];
